@@ -1,0 +1,80 @@
+"""Everything that sdbuild raises on purpose.
+
+::
+
+    SdbuildError            1
+    ├── InputError          2  what the user wrote or supplied is wrong; lists every problem at once
+    │   ├── RecipeError        in a recipe
+    │   └── DataError          in pictures, captions or the base
+    ├── StepError           1  a step failed while it ran
+    ├── LockedError         1  another build holds the project
+    └── UsageError          3  a command was called wrongly
+
+The number is the exit code. The command line catches `SdbuildError` in one place and prints its message;
+anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One mistake: where it is and what to do about it."""
+
+    message: str
+    """What is wrong and how to mend it, lower case, without a full stop."""
+    file: str | None = None
+    """Path relative to the project."""
+    line: int | None = None
+    """1-based."""
+    field: str | None = None
+    """Dotted path in the recipe, e.g. ``train.steps``."""
+
+    def __str__(self) -> str:
+        place = self.file or ""
+        if place and self.line is not None:
+            place += f":{self.line}"
+        return ": ".join(part for part in (place, self.field, self.message) if part)
+
+
+class SdbuildError(Exception):
+    """Base of the tree; its message is one or a few lines for people."""
+
+    exit_code = 1
+
+
+class InputError(SdbuildError):
+    """What the user supplied is wrong; carries all problems found."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        if isinstance(problems, str):
+            problems = [Problem(message=problems)]
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class RecipeError(InputError):
+    """One or more recipes are wrong."""
+
+
+class DataError(InputError):
+    """Pictures, captions or the base are wrong."""
+
+
+class StepError(SdbuildError):
+    """A step failed while it ran; the last good outs are still in place."""
+
+
+class LockedError(SdbuildError):
+    """Another build holds the project's lock."""
+
+
+class UsageError(SdbuildError):
+    """A command was called wrongly."""
+
+    exit_code = 3

@@ -1,0 +1,52 @@
+"""What a step is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """Files and folders that a step may read; those of other step kinds are None."""
+
+    project: Path
+    """Root of the project; dataset paths in specs are relative to it."""
+    base: Path | None = None
+    """Folder of the base model in diffusers layout."""
+    images: Path | None = None
+    captions: Path | None = None
+    latents: Path | None = None
+    text: Path | None = None
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Items:
+    """How much a step covers and how much of it was really computed."""
+
+    total: int
+    computed: int
+
+
+class Context(Protocol):
+    """The step's connection to the build around it."""
+
+    @property
+    def items(self) -> Path:
+        """Root of the local item stores, shared by all recipes; safe to delete."""
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of this recipe's step that survives a kill and goes when the result is recorded."""
+
+    @property
+    def previous(self) -> Path:
+        """Folder with the last good outs of this recipe; may not exist."""
+
+    def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """Tell how far the step is; `figures` are shown beside it, e.g. ``loss=0.1``."""
+
+    def warn(self, message: str) -> None:
+        """Say something to the user once."""
