@@ -1,0 +1,200 @@
+"""What pydantic found, in words for users: field as they write it, reason, remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from sdbuild.recipe.document import scalar
+from sdbuild.recipe.inherit import FieldPath
+from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.spec import BROKEN_RULES, REFUSED
+
+_KINDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+}
+_LIMITS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+    "multiple_of": ("multiple_of", "a multiple of"),
+}
+
+
+_TAGS = ("source", "kind")
+"""Fields by whose value the members of a union are told apart."""
+
+
+def explain(error: ValidationError) -> Iterator[tuple[FieldPath, str]]:
+    """Yield path and message of each problem; a path's last part may be a key that is missing."""
+    for detail in error.errors(include_url=False):
+        place = _follow(detail["loc"])
+        kind, context = detail["type"], detail.get("ctx", {})
+        if kind == BROKEN_RULES:
+            yield from (((*place.path, field), message) for field, message in context["broken"])
+        elif not _follows_from_another(kind, detail["input"]):
+            yield _describe(kind, detail["input"], context, place)
+
+
+def dotted(path: FieldPath) -> str:
+    """Path of a field as users write it: `datasets[0].path`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The nearest match in brackets, or else all there are."""
+    names = list(known)
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return f" (did you mean {near[0]}?)" if near else f"; there is {', '.join(names)}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    path: FieldPath
+    owner: type[BaseModel] | None
+    """Model in which the path's last key is looked up."""
+    members: Sequence[type[BaseModel]]
+    """Models that may stand at the path."""
+
+
+def _follow(loc: tuple[int | str, ...]) -> _Place:
+    """Path of an error without the tags of unions, which users do not write."""
+    path: FieldPath = ()
+    owner: type[BaseModel] | None = None
+    members: list[type[BaseModel]] = [Recipe]
+    chosen = True
+    for part in loc:
+        if isinstance(part, int):
+            path = (*path, part)
+        elif not chosen and any(_tag(member) == part for member in members):
+            members, chosen = [member for member in members if _tag(member) == part], True
+        elif members:
+            owner, path, chosen = members[0], (*path, part), False
+            members = [model for field in [_field(owner, part)] if field for model in _models(field.annotation)]
+    return _Place(path=path, owner=owner, members=members)
+
+
+def _field(model: type[BaseModel], key: str | int) -> FieldInfo | None:
+    return next((field for name, field in model.model_fields.items() if (field.alias or name) == key), None)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All models in a type, in the order in which they are written."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    return next((model.model_fields[name].default for name in _TAGS if name in model.model_fields), None)
+
+
+def _tag_key(model: type[BaseModel]) -> str:
+    return next(field.alias or name for name, field in model.model_fields.items() if name in _TAGS)
+
+
+def _follows_from_another(kind: str, value: Any) -> bool:
+    """Whether pydantic only complains since something inside was wrong already."""
+    return kind == "default_factory_not_called" or (kind == "too_short" and bool(value))
+
+
+def _describe(kind: str, value: Any, context: Mapping[str, Any], place: _Place) -> tuple[FieldPath, str]:
+    if kind.startswith("union_tag"):
+        tags = [_tag(member) or "" for member in place.members]
+        path = (*place.path, _tag_key(place.members[0]))
+        if kind == "union_tag_not_found":
+            return path, f"is missing; there is {', '.join(tags)}"
+        tag = str(context["tag"])
+        return path, f"unknown {path[-1]} {tag!r}{suggest(tag, tags)}"
+    return place.path, _message(kind, value, context, place)
+
+
+def _message(kind: str, value: Any, context: Mapping[str, Any], place: _Place) -> str:
+    if kind == REFUSED:
+        return str(context["message"])
+    if kind == "missing":
+        return f"is missing ({_description(place)})"
+    if kind == "extra_forbidden":
+        return _unknown_key(place)
+    if kind in _KINDS:
+        return _wrong_type(_KINDS[kind], value, place)
+    if kind in _LIMITS:
+        limit, words = _LIMITS[kind]
+        return f"must be {words} {context[limit]}, is {value}"
+    if kind == "literal_error":
+        known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        return (
+            _wrong_type(f"one of {', '.join(known)}", value, place)
+            if not isinstance(value, str)
+            else (f"unknown value {value!r}{suggest(value, known)}")
+        )
+    if kind == "too_short":
+        return "must have at least one entry"
+    if kind == "string_too_short":
+        return f"is empty ({_description(place)})"
+    if kind == "string_pattern_mismatch":
+        return f"{value!r} is not possible here ({_description(place)})"
+    return f"is wrong: {kind.replace('_', ' ')}"
+
+
+def _unknown_key(place: _Place) -> str:
+    key = str(place.path[-1])
+    if key == "<<":
+        return "merge keys are not read; use extends"
+    if key == "extends":
+        return "stands at the top of a recipe only"
+    assert place.owner is not None
+    known = [field.alias or name for name, field in place.owner.model_fields.items()]
+    if place.owner is Recipe:
+        known = ["extends", *known[1:]]
+    return f"unknown key{suggest(key, known)}"
+
+
+def _wrong_type(wanted: str, value: Any, place: _Place) -> str:
+    if value is None:
+        quotes = " (in quotes if it starts with #)" if wanted == "text" else ""
+        return f"is empty; give {wanted}{quotes} or leave the key out"
+    if wanted == "a mapping" and place.members and _tag(place.members[0]):
+        return (
+            f"must be a mapping such as {{{_tag_key(place.members[0])}: {_tag(place.members[0])}}}, is {_show(value)}"
+        )
+    if "number" in wanted and isinstance(value, str) and isinstance(scalar(value), int | float):
+        return f"must be {wanted}, is text; remove the quotes around {value}"
+    quote = f'; write it in quotes, "{value}"' if wanted == "text" and isinstance(value, int | float) else ""
+    return f"must be {wanted}, is {_show(value)}{quote}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _description(place: _Place) -> str:
+    """What the field is for, as its docstring says."""
+    field = _field(place.owner, place.path[-1]) if place.owner and place.path else None
+    text = (field.description if field else None) or "see the reference of recipes"
+    first = text.split(";")[0].rstrip(".")
+    return first if first[1:2].isupper() else first[:1].lower() + first[1:]

@@ -1,0 +1,168 @@
+"""Everything that a recipe can declare, with units, limits and defaults.
+
+The JSON schema, the reference and the messages are made from these models; a model's docstring and the docstrings
+of its fields are therefore written for users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from sdbuild.recipe.captions import CaptionSpec, Sidecar
+from sdbuild.recipe.methods import Lora, Method
+from sdbuild.recipe.places import base_model, dataset_folder, is_hub_id, overlaps
+from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text, refuse
+
+
+class BaseModelSpec(Spec):
+    """The model that is adapted; it is never changed."""
+
+    model: Annotated[Text, AfterValidator(base_model)]
+    """Name of an embedded base, a hub id (`org/name`), or a folder in diffusers' layout."""
+    revision: Text | None = None
+    """Commit, tag or branch of a hub id; pinned to a commit when it is resolved."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """A revision needs a hub."""
+        if self.revision is not None and not is_hub_id(self.model):
+            yield "revision", f"{self.model!r} is no hub id and has no revisions; remove it"
+
+
+class Dataset(Spec):
+    """A folder of pictures with captions."""
+
+    path: Annotated[Text, AfterValidator(dataset_folder)]
+    """Folder of the pictures, relative to the project."""
+    caption: CaptionSpec = Sidecar()
+    """Where captions come from; a sidecar beside a picture always wins."""
+    trigger: str = ""
+    """Words that go before each caption, so that prompts can ask for what was learned."""
+    repeats: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """How often each picture is seen in one pass, for weight among several datasets."""
+    holdout: Annotated[int, Field(ge=0)] = 0
+    """Number of pictures kept for validation, chosen by their content."""
+
+
+class Buckets(Spec):
+    """Shapes that pictures are fitted to, near the area of the resolution."""
+
+    step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Sides are multiples of this, in pixels; itself a multiple of 8."""
+    max_aspect: Annotated[float, Field(ge=1, le=16)] = 2.0
+    """Longest side divided by shortest; 1 makes all buckets square."""
+
+
+class Images(Spec):
+    """How pictures become what the model sees."""
+
+    resolution: Annotated[int, Field(ge=16, le=8192)] = 512
+    """Side of the square bucket, in pixels; other buckets have about its area."""
+    buckets: Buckets = Buckets()
+    """Shapes of the buckets."""
+    crop: Literal["center", "top", "bottom", "left", "right"] = "center"
+    """Which part stays when a picture is longer than its bucket."""
+    flip: bool = False
+    """Whether pictures are also seen mirrored."""
+    background: Annotated[str, Field(pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")] = "white"
+    """Colour under transparent pixels: white, black, grey or "#rrggbb"."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What a broken picture does: `fail` stops the build, `skip` goes on without it and says so."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """The square bucket must exist."""
+        step = self.buckets.step
+        if self.resolution % step:
+            near = max(step, round(self.resolution / step) * step)
+            yield "resolution", f"{self.resolution} is not divisible by buckets.step {step}; use {near}"
+
+
+class Train(Spec):
+    """The training of the adapter."""
+
+    steps: Annotated[int, Field(ge=1)] = 1000
+    """Number of optimizer steps."""
+    batch: Annotated[int, Field(ge=1)] = 4
+    """Pictures a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-4
+    """Highest learning rate of the schedule."""
+    optimizer: Literal["adamw", "adamw-8bit", "sgd"] = "adamw"
+    """What turns gradients into steps; `adamw-8bit` needs a GPU and the extra `cuda`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay, a share of the learning rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate goes on after the warmup: stays, or falls to zero at the last step."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from zero."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the model's computations; the adapter's weights are float32 in any case."""
+    seed: Seed = 0
+    """Decides the adapter's start, and the order, noise and timesteps of all steps."""
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of records that are seen without their caption, which guidance profits from."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null for no limit."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between checkpoints, from which a killed training goes on."""
+    validation_draws: Annotated[int, Field(ge=1)] = Field(default=4, alias="validate")
+    """Draws of noise and timestep for each held-out record when the validation loss is measured."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """The warmup ends before the training does."""
+        if self.warmup >= self.steps:
+            yield "warmup", f"{self.warmup} is not less than steps {self.steps}; shorten it or train longer"
+
+
+class Sample(Spec):
+    """A grid of pictures: prompts × seeds × strengths of the adapter."""
+
+    prompts: Distinct[Text]
+    """What is drawn, a row each."""
+    negative: str = ""
+    """What guidance leads away from."""
+    seeds: Distinct[Seed] = (0,)
+    """Seeds of the first noise; the same seed is the same noise at every strength."""
+    strengths: Distinct[float] = (0.0, 1.0)
+    """Strengths of the adapter; 0 is the base alone."""
+    scheduler: Literal["ddim", "ddpm", "euler", "euler-a", "dpm++"] = "dpm++"
+    """Sampler, by the name that people know."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Denoising steps a picture."""
+    guidance: Annotated[float, Field(ge=0)] = 7.5
+    """Classifier-free guidance; 1 and less turn it off."""
+
+
+def _apart(datasets: tuple[Dataset, ...]) -> tuple[Dataset, ...]:
+    for index, dataset in enumerate(datasets):
+        for earlier, other in enumerate(datasets[:index]):
+            if dataset.path == other.path:
+                raise refuse(f"{dataset.path!r} stands there twice; use repeats to give it more weight")
+            if overlaps(dataset.path, other.path):
+                places = f"[{earlier}] {other.path!r} and [{index}] {dataset.path!r}"
+                raise refuse(f"{places} lie one inside the other; pictures would count twice")
+    return datasets
+
+
+class Recipe(Spec):
+    """What to adapt, to which pictures, how, and what to draw with the result."""
+
+    name: Text
+    """Stem of the recipe's file; not a key that users write."""
+    base: BaseModelSpec
+    """The model that is adapted."""
+    datasets: Annotated[Some[Dataset], AfterValidator(_apart)]
+    """The pictures."""
+    images: Images = Images()
+    """How pictures become what the model sees."""
+    method: Method = Lora()
+    """How the base is adapted."""
+    train: Train = Train()
+    """The training."""
+    sample: Sample | None = None
+    """The grid; without it none is drawn."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as JSON-able data, by the keys that users write, with all defaults visible."""
+        return self.model_dump(mode="json", by_alias=True)
