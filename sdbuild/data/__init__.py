@@ -1,0 +1,1 @@
+"""Records, pixel digests, buckets, captions, the sharded item store, the stateless sampler."""

@@ -1,0 +1,309 @@
+"""Captions from files: sidecars, file names, templates and JSON lines.
+
+A sidecar always wins, whatever the recipe's captioner. Captions are one line of text in Unicode's NFC form, with a
+dataset's trigger in front unless they hold it already. Importing this module is light.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from sdbuild.data.listing import Sidecars, nfc, relative_to, scan
+from sdbuild.data.records import CaptionRecord, ImageRecord, Origin
+from sdbuild.errors import Problem
+
+TEMPLATE_FIELDS = ("name", "folder", "trigger")
+"""What a caption template may hold in braces."""
+
+JSONL_KEYS = {"file": ("file", "file_name"), "caption": ("caption", "text")}
+"""Keys read from JSON lines; the second of each is what Hugging Face's image folders use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Captions:
+    """Captions of a recipe's records, with everything that is wrong or worth a word."""
+
+    records: tuple[CaptionRecord, ...]
+    """Sorted by (dataset, digest); records with a problem are left out."""
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Folder:
+    """One dataset while it is captioned."""
+
+    path: str
+    """Posix, relative to the project."""
+    project: Path
+    trigger: str
+    sidecars: Sidecars
+    problems: list[Problem] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    """Pictures that occur twice with different captions."""
+
+
+Captioner = Callable[[str], "str | Problem"]
+"""Gives the caption of a picture by its path relative to the dataset's folder."""
+
+
+def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], project: Path) -> Captions:
+    """Caption every record as the step's spec says.
+
+    Args:
+        images: rows of `images.jsonl`.
+        spec: `{"datasets": [{"path", "caption": {"from": …}, "trigger"}]}`.
+        project: root that paths are relative to.
+    """
+    by_dataset: dict[int, list[ImageRecord]] = {}
+    for image in images:
+        by_dataset.setdefault(image.dataset, []).append(image)
+    records: list[CaptionRecord] = []
+    problems: list[Problem] = []
+    differing: list[str] = []
+    for index in sorted(by_dataset):
+        dataset = spec["datasets"][index]
+        path = PurePosixPath(dataset["path"]).as_posix()
+        try:
+            sidecars = Sidecars(scan(project / path).sidecars)
+        except OSError as error:
+            problems.append(Problem(file=path, message=f"this folder cannot be listed ({error.strerror})"))
+            continue
+        folder = Folder(path=path, project=project, trigger=_clean(dataset.get("trigger") or ""), sidecars=sidecars)
+        records += _caption_folder(folder, by_dataset[index], dataset["caption"])
+        problems += dict.fromkeys(folder.problems)
+        differing += folder.differing
+    records.sort(key=lambda row: (row.dataset, row.digest))
+    return Captions(records=tuple(records), problems=tuple(problems), warnings=tuple(_warnings(differing)))
+
+
+def template_problem(template: str) -> str | None:
+    """What is wrong with a caption template, in words; None when it is well formed."""
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
+    except ValueError as error:
+        return f"not a template ({error}); write braces as {{{{ and }}}} where they are meant as text"
+    for name, spec, conversion in fields:
+        if name is None:
+            continue
+        if name not in TEMPLATE_FIELDS or spec or conversion:
+            near = difflib.get_close_matches(name, TEMPLATE_FIELDS, n=1)
+            hint = f"did you mean {{{near[0]}}}?" if near and not (spec or conversion) else "there are "
+            known = "" if hint.endswith("?") else ", ".join(f"{{{known}}}" for known in TEMPLATE_FIELDS)
+            return f"unknown field {{{name}}} in the template ({hint}{known})"
+    return None
+
+
+def caption_from_name(name: str) -> str:
+    """Words of a file's stem: `cat_face-02` gives `cat face`. Empty when there are only numbers."""
+    words = re.sub(r"[_\-\s]+", " ", nfc(name)).strip()
+    return re.sub(r"(?:(?:^|\s+)(?:\d+|\(\d+\)|\[\d+\]))+$", "", words).strip()
+
+
+def with_trigger(text: str, trigger: str) -> str:
+    """The caption with the trigger in front, unless it holds the trigger as words of its own."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
+        return text
+    return f"{trigger} {text}"
+
+
+def _caption_folder(folder: Folder, images: Sequence[ImageRecord], spec: Mapping[str, Any]) -> list[CaptionRecord]:
+    origin: Origin = spec["from"]
+    captioner = CAPTIONERS[origin](folder, spec)
+    records = []
+    for image in images:
+        paths = [relative_to(path, folder.path) for path in (image.path, *image.duplicates)]
+        text, came_from = _sidecar_of(folder, paths), cast(Origin, "sidecar")
+        if text is None:
+            made = [captioner(path) for path in paths]
+            text, came_from = next((caption for caption in made if isinstance(caption, str)), made[0]), origin
+        if isinstance(text, Problem):
+            folder.problems.append(text)
+            continue
+        text = with_trigger(text, folder.trigger)
+        records.append(
+            CaptionRecord(digest=image.digest, dataset=image.dataset, text=text, origin=came_from, split=image.split)
+        )
+    return records
+
+
+def _sidecar_of(folder: Folder, paths: Sequence[str]) -> str | Problem | None:
+    """The caption beside a picture; it may lie at several paths, of which the first with a caption counts."""
+    found = [caption for path in paths if (caption := _sidecar(folder, path)) is not None]
+    problem = next((caption for caption in found if isinstance(caption, Problem)), None)
+    if problem is None and len(set(found)) > 1:
+        folder.differing.append(f"{folder.path}/{paths[0]}")
+    return problem or next(iter(found), None)
+
+
+def _sidecar(folder: Folder, picture: str) -> str | Problem | None:
+    """Text of a picture's caption file, what is wrong with it, or None where there is none."""
+    texts: dict[str, str] = {}
+    for path in folder.sidecars.of(picture):
+        name = f"{folder.path}/{path}"
+        text = _read_text(folder.project / name, name)
+        if isinstance(text, Problem):
+            return text
+        text = _clean(text)
+        if not text:
+            return Problem(file=name, message="this caption is empty; write what the picture shows, or delete the file")
+        texts.setdefault(text, name)
+    if len(texts) > 1:
+        first, second = list(texts.values())[:2]
+        other = PurePosixPath(first).name
+        return Problem(file=second, message=f"says another caption than {other} beside it; keep one of the two")
+    return next(iter(texts), None)
+
+
+def _from_sidecar(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
+    def caption(picture: str) -> Problem:
+        sidecar = PurePosixPath(picture).with_suffix(".txt").name
+        message = f"no caption: write one into {sidecar} beside it, or set caption: {{from: filename}} in the recipe"
+        return Problem(file=f"{folder.path}/{picture}", message=message)
+
+    return caption
+
+
+def _from_filename(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
+    def caption(picture: str) -> str | Problem:
+        path = PurePosixPath(picture)
+        message = f"its name has no words to make a caption of: rename it, or write a caption into {path.stem}.txt"
+        return caption_from_name(path.stem) or Problem(file=f"{folder.path}/{picture}", message=message)
+
+    return caption
+
+
+def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
+    template: str = spec["template"]
+    wrong = template_problem(template)
+
+    def caption(picture: str) -> str | Problem:
+        if wrong is not None:
+            return Problem(file=folder.path, message=wrong)
+        path = PurePosixPath(folder.path, picture)
+        # Only whole names of known fields were let through, so no attribute is ever looked up.
+        values = {
+            "name": caption_from_name(path.stem),
+            "folder": caption_from_name(path.parent.name),
+            "trigger": folder.trigger,
+        }
+        message = f"the template gives an empty caption for it: rename it, or write a caption into {path.stem}.txt"
+        return _clean(template.format_map(values)) or Problem(file=str(path), message=message)
+
+    return caption
+
+
+def _from_jsonl(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
+    file = spec.get("file") or "captions.jsonl"
+    name = f"{folder.path}/{file}"
+    captions = _read_jsonl(folder, name, file)
+
+    def caption(picture: str) -> str | Problem:
+        if isinstance(captions, Problem):
+            return captions
+        message = f"no caption: add a line with its name to {name}, or write a .txt file beside it"
+        return captions.get(nfc(picture)) or Problem(file=f"{folder.path}/{picture}", message=message)
+
+    return caption
+
+
+CAPTIONERS: dict[str, Callable[[Folder, Mapping[str, Any]], Captioner]] = {
+    "sidecar": _from_sidecar,
+    "filename": _from_filename,
+    "template": _from_template,
+    "jsonl": _from_jsonl,
+}
+"""How captions are made, by the recipe's `caption: {from: …}`."""
+
+
+def _read_jsonl(folder: Folder, name: str, file: str) -> dict[str, str] | Problem:
+    """Captions by picture, or why the file cannot be read; wrong lines are added to the folder's problems."""
+    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        return Problem(file=name, message="a file of captions must lie inside its dataset's folder")
+    text = _read_text(folder.project / name, name)
+    if isinstance(text, Problem):
+        return text
+    captions: dict[str, str] = {}
+    # Only line feeds part lines: a caption may hold other separators that str.splitlines would break at.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _jsonl_row(line)
+        if isinstance(row, str):
+            folder.problems.append(Problem(file=name, line=number, message=row))
+            continue
+        picture, caption = row
+        if captions.setdefault(picture, caption) != caption:
+            message = f"a second caption for {picture}; keep one"
+            folder.problems.append(Problem(file=name, line=number, message=message))
+    return captions
+
+
+def _jsonl_row(line: str) -> tuple[str, str] | str:
+    """Picture and caption of a line, or what is wrong with it."""
+    example = 'write {"file": "cat.png", "caption": "a cat"}'
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({str(error).split(':')[0].lower()}); {example}"
+    if not isinstance(row, dict):
+        return f"not a JSON object; {example}"
+    values = []
+    for key, names in JSONL_KEYS.items():
+        value = next((row[name] for name in names if name in row), None)
+        if not isinstance(value, str):
+            return f"`{key}` is missing or not a text; {example}"
+        if not _is_encodable(value) or not _clean(value):
+            return f"`{key}` is empty or not valid Unicode; {example}"
+        values.append(value)
+    return nfc(PurePosixPath(values[0]).as_posix()), _clean(values[1])
+
+
+def _read_text(path: Path, name: str) -> str | Problem:
+    """A UTF-8 file's text, without a byte order mark."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        reason = (
+            "a link to a file that is not there; mend or delete it" if path.is_symlink() else "there is no such file"
+        )
+        return Problem(file=name, message=reason)
+    except OSError as error:
+        return Problem(file=name, message=f"cannot be read ({error.strerror}); mend its permissions")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Problem(file=name, message="is UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 (byte 0x{data[error.start]:02x}, as in Latin-1 or Windows text); save it as UTF-8"
+        return Problem(file=name, line=line, message=message)
+
+
+def _clean(text: str) -> str:
+    """One line in NFC: lines are joined, runs of white space become one space, control characters go."""
+    visible = "".join(" " if character < " " or character == "\x7f" else character for character in nfc(text))
+    return " ".join(visible.split())
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _warnings(differing: Sequence[str]) -> list[str]:
+    if not differing:
+        return []
+    count = len(differing)
+    what = "picture occurs" if count == 1 else "pictures occur"
+    return [f"{count} {what} more than once with different captions; the first path's is used ({differing[0]})"]

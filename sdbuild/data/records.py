@@ -1,0 +1,208 @@
+"""Rows of `images.jsonl` and `captions.jsonl`: what they hold, how they are read and written.
+
+One JSON object a line, in a fixed order with fixed spelling, so equal records are equal bytes. Files are written
+to a temporary name and renamed. Importing this module is light: the planner reads rows too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdbuild.data.listing import shown
+from sdbuild.errors import DataError, Problem
+
+Split = Literal["train", "holdout"]
+Origin = Literal["sidecar", "filename", "template", "jsonl"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """One picture of a dataset, with its place in a bucket."""
+
+    path: str
+    """Posix, relative to the project."""
+    dataset: int
+    """Index in the recipe's list of datasets."""
+    digest: str
+    """Pixel digest, see `pictures.pixel_digest`."""
+    width: int
+    """In pixels, after EXIF orientation."""
+    height: int
+    bucket: tuple[int, int]
+    """Width and height that are trained on."""
+    resize: tuple[int, int]
+    """Width and height to scale the picture to, before it is cropped to the bucket."""
+    crop: tuple[int, int]
+    """Left and top of the bucket in the scaled picture."""
+    split: Split
+    duplicates: tuple[str, ...] = ()
+    """Other paths of the same dataset with the same pixels."""
+
+    @property
+    def key(self) -> str:
+        """Name of the record in random draws: stable under renaming."""
+        return f"{self.dataset}:{self.digest}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedImage:
+    """A picture that could not be used, left out because the recipe says ``on_error: skip``."""
+
+    path: str
+    dataset: int
+    skipped: str
+    """Why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionRecord:
+    """The caption of one picture. It names pixels and no path, so renaming a picture leaves it as it is."""
+
+    digest: str
+    dataset: int
+    text: str
+    origin: Origin
+    split: Split
+
+    @property
+    def key(self) -> str:
+        """The same key as that of the picture's `ImageRecord`."""
+        return f"{self.dataset}:{self.digest}"
+
+
+def iter_images(path: Path) -> Iterator[ImageRecord | SkippedImage]:
+    """Rows of an `images.jsonl`, in the file's order.
+
+    Raises:
+        DataError: a line is not a row; the message names file and line.
+    """
+    for number, row in _lines(path):
+        try:
+            if "skipped" in row:
+                yield SkippedImage(path=row["path"], dataset=row["dataset"], skipped=row["skipped"])
+                continue
+            width, height = row["bucket"]
+            resized_width, resized_height = row["resize"]
+            left, top = row["crop"]
+            yield ImageRecord(
+                path=row["path"],
+                dataset=row["dataset"],
+                digest=row["digest"],
+                width=row["width"],
+                height=row["height"],
+                bucket=(width, height),
+                resize=(resized_width, resized_height),
+                crop=(left, top),
+                split=row["split"],
+                duplicates=tuple(row.get("duplicates", ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise _bad_row(path, number) from error
+
+
+def read_images(path: Path) -> list[ImageRecord]:
+    """The pictures of an `images.jsonl`, without the skipped ones."""
+    return [row for row in iter_images(path) if isinstance(row, ImageRecord)]
+
+
+def read_skipped(path: Path) -> list[SkippedImage]:
+    """The pictures that were skipped."""
+    return [row for row in iter_images(path) if isinstance(row, SkippedImage)]
+
+
+def write_images(path: Path, rows: Iterable[ImageRecord | SkippedImage]) -> None:
+    """Write rows sorted by (dataset, path)."""
+    write_lines(path, map(_image_row, sorted(rows, key=lambda row: (row.dataset, row.path))))
+
+
+def iter_captions(path: Path) -> Iterator[CaptionRecord]:
+    """Rows of a `captions.jsonl`, in the file's order.
+
+    Raises:
+        DataError: a line is not a row; the message names file and line.
+    """
+    for number, row in _lines(path):
+        try:
+            yield CaptionRecord(
+                digest=row["digest"],
+                dataset=row["dataset"],
+                text=row["text"],
+                origin=row["origin"],
+                split=row["split"],
+            )
+        except (KeyError, TypeError) as error:
+            raise _bad_row(path, number) from error
+
+
+def read_captions(path: Path) -> list[CaptionRecord]:
+    """All rows of a `captions.jsonl`."""
+    return list(iter_captions(path))
+
+
+def write_captions(path: Path, rows: Iterable[CaptionRecord]) -> None:
+    """Write rows sorted by (dataset, digest)."""
+    write_lines(path, map(_caption_row, sorted(rows, key=lambda row: (row.dataset, row.digest))))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, to a temporary name which is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, separators=(", ", ": ")) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _image_row(row: ImageRecord | SkippedImage) -> dict[str, Any]:
+    if isinstance(row, SkippedImage):
+        return {"path": row.path, "dataset": row.dataset, "skipped": row.skipped}
+    fields: dict[str, Any] = {
+        "path": row.path,
+        "dataset": row.dataset,
+        "digest": row.digest,
+        "width": row.width,
+        "height": row.height,
+        "bucket": row.bucket,
+        "resize": row.resize,
+        "crop": row.crop,
+        "split": row.split,
+    }
+    if row.duplicates:
+        fields["duplicates"] = row.duplicates
+    return fields
+
+
+def _caption_row(row: CaptionRecord) -> dict[str, Any]:
+    return {
+        "digest": row.digest,
+        "dataset": row.dataset,
+        "text": row.text,
+        "origin": row.origin,
+        "split": row.split,
+    }
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    decode = json.JSONDecoder().decode
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = decode(line.decode())
+            except ValueError as error:
+                raise _bad_row(path, number) from error
+            if not isinstance(row, dict):
+                raise _bad_row(path, number)
+            yield number, row
+
+
+def _bad_row(path: Path, number: int) -> DataError:
+    message = "not a row of this file; it is damaged or from another version: delete it and build again"
+    return DataError([Problem(file=shown(path), line=number, message=message)])

@@ -1,0 +1,57 @@
+"""What a step really reads of its inputs, as small JSON-able data.
+
+The oracle computes a view when a coarse input (a dataset folder, `images.jsonl` …) changed: when the view's digest is
+the recorded one, the change does not concern the step. Every function is pure apart from reading caption files,
+and importing this module is light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdbuild.data.captions import caption_records
+from sdbuild.data.listing import is_picture
+from sdbuild.data.records import CaptionRecord, ImageRecord
+
+
+def pictures(listing: Mapping[str, str]) -> dict[str, str]:
+    """images: the picture files of one dataset folder.
+
+    Args:
+        listing: md5 of every file by its posix path relative to the folder.
+    """
+    return {path: listing[path] for path in sorted(listing) if is_picture(path)}
+
+
+def texts_of(images: Iterable[ImageRecord], spec: Mapping[str, Any], project: Path) -> dict[str, Any]:
+    """captions: `{"<dataset>:<digest>": [text, origin, split]}`, which is the step's result.
+
+    Mistakes in captions are part of the view (under `problems`), so that it differs from every recorded one: the
+    step then runs and reports them.
+    """
+    captions = caption_records(images, spec, project)
+    view: dict[str, Any] = {row.key: [row.text, row.origin, row.split] for row in captions.records}
+    if captions.problems:
+        view["problems"] = [str(problem) for problem in captions.problems]
+    return view
+
+
+def pixels(images: Iterable[ImageRecord]) -> list[list[Any]]:
+    """latents: sorted `[digest, bucket, resize, crop]`, each once; paths and splits do not matter."""
+    rows = {(row.digest, row.bucket, row.resize, row.crop) for row in images}
+    return [[digest, list(bucket), list(resize), list(crop)] for digest, bucket, resize, crop in sorted(rows)]
+
+
+def texts(captions: Iterable[CaptionRecord]) -> list[str]:
+    """text: sorted captions, each once."""
+    return sorted({row.text for row in captions})
+
+
+def digest_of(view: Any) -> str:
+    """sha256 (hex) of a view's canonical JSON."""
+    canonical = json.dumps(view, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
