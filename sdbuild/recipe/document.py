@@ -162,7 +162,7 @@ class _Composer:
             node = self._node(next(events), events, where)
             size += node.size
             if key in entries:
-                message = f"stands there twice, first in line {entries[key].line}; remove one"
+                message = f"is there twice, first in line {entries[key].line}; remove one"
                 self.duplicates.append((key_line, dotted(where), message))
             else:
                 entries[key] = Node(node.value, key_line, node.size)
@@ -197,8 +197,9 @@ def _events(text: str) -> Iterator[Any]:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
         raise MalformedError(line, _explain(error, text)) from None
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
+    except yaml.reader.ReaderError:
+        found = yaml.reader.Reader.NON_PRINTABLE.search(text)
+        line = None if found is None else text[: found.start()].count("\n") + 1
         raise MalformedError(line, "holds a control character; remove it") from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.errors import Problem
-from sdbuild.recipe.document import Node, plain, read
+from sdbuild.recipe.document import MAX_BYTES, Node, plain, read
+from sdbuild.recipe.spec import FieldPath
 
-FieldPath = tuple[str | int, ...]
-"""Keys and list indices from a recipe's top to a field."""
 EXTENDS = "extends"
 
 
@@ -25,6 +26,17 @@ class Document:
     root: Node | None
     """Its mapping; None when it could not be read."""
     problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """A file and those it extends, nearest first."""
+
+    documents: tuple[Document, ...]
+    problems: tuple[Problem, ...]
+    """What is wrong in reading them."""
+    complete: bool
+    """Whether all could be found and read."""
 
 
 class Documents:
@@ -40,24 +52,24 @@ class Documents:
             self._read[file] = self._open(file)
         return self._read[file]
 
-    def chain(self, file: str) -> tuple[list[Document], list[Problem]]:
-        """A file and those it extends, nearest first, with all that is wrong in reading them."""
+    def chain(self, file: str) -> Chain:
+        """Read a file and those it extends."""
         documents: list[Document] = []
         problems: list[Problem] = []
-        seen: list[str] = []
         next_file: str | None = file
+        complete = True
         while next_file is not None:
-            seen.append(next_file)
             document = self.get(next_file)
             documents.append(document)
             problems += document.problems
-            next_file, problem = self._parent(document, seen)
+            next_file, problem = self._parent(document, [each.file for each in documents])
             problems += [problem] if problem else []
-        return documents, problems
+            complete = complete and problem is None and document.root is not None
+        return Chain(documents=tuple(documents), problems=tuple(problems), complete=complete)
 
     def _open(self, file: str) -> Document:
         try:
-            content = (self._project / file).read_bytes()
+            content = _read_file(self._project / file)
         except OSError as error:
             message = f"cannot be read: {(error.strerror or 'unknown error').lower()}"
             return Document(file=file, root=None, problems=(Problem(file=file, message=message),))
@@ -80,9 +92,30 @@ class Documents:
         parent = parent.replace(os.sep, "/")
         if parent in seen:
             return problem(f"goes in a circle: {' -> '.join([*seen[seen.index(parent) :], parent])}; remove one")
-        if not (self._project / parent).is_file():
-            return problem(f"file {parent!r} does not exist; it is looked for beside {document.file}")
+        path = self._project / parent
+        if not path.is_file():
+            near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it is looked for beside {document.file}"
+            return problem(f"file {parent!r} does not exist ({hint})")
+        if not path.resolve().is_relative_to(self._project.resolve()):
+            return problem(f"{parent!r} leads out of the project by a link; copy it inside")
         return parent, None
+
+
+def _read_file(path: Path) -> bytes:
+    """Bytes of a file, one more than a recipe may have at most."""
+    if not path.exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "the link leads nowhere" if path.is_symlink() else "there is no such file"
+        )
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with path.open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def entry(node: Node | None, key: str) -> Node | None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sdbuild.errors import Problem, RecipeError
-from sdbuild.recipe.inherit import Document, Documents, FieldPath, merged, place
+from sdbuild.recipe.inherit import Chain, Documents, merged, place
 from sdbuild.recipe.messages import dotted, explain
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import wrong_name
+from sdbuild.recipe.spec import FieldPath
 
 FOLDER = "recipes"
 
@@ -63,8 +64,11 @@ def recipe_files(project: Path) -> list[Path]:
     """Files of a project's recipes, sorted by name; those with the ending `.yml` too, which `load` refuses."""
     try:
         names = sorted(os.listdir(project / FOLDER))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise RecipeError([Problem(file=FOLDER, message=f"cannot be read: {reason}")]) from None
     found = (project / FOLDER / name for name in names if name.endswith((".yaml", ".yml")) and name[0] not in "._")
     return [path for path in found if not path.is_dir()]
 
@@ -75,27 +79,28 @@ def _relative(path: Path, project: Path) -> str:
 
 
 def _load(file: str, project: Path, documents: Documents) -> Recipe | list[Problem]:
-    chain, problems = documents.chain(file)
+    chain = documents.chain(file)
+    problems = list(chain.problems)
     name, ending = os.path.splitext(os.path.basename(file))
     if ending != ".yaml":
         problems.insert(0, Problem(file=file, message="a recipe's file ends in .yaml; rename it"))
     elif wrong := wrong_name(name):
         problems.insert(0, Problem(file=file, message=wrong))
-    if any(document.root is None for document in chain):
+    if chain.documents[0].root is None:
         return problems
-    data = merged(chain)
+    data = merged(chain.documents)
     if "name" in data:
         problems.append(_problem(chain, ("name",), f"a recipe is named by its file, {name!r} here; remove this key"))
     try:
         recipe = Recipe.model_validate({**data, "name": name}, context={"project": project})
     except ValidationError as error:
-        found = (_problem(chain, path, message) for path, message in explain(error))
+        found = (_problem(chain, path, message) for path, message in explain(error, partial=not chain.complete))
         return [*problems, *sorted(found, key=_position)]
     return problems or recipe
 
 
-def _problem(chain: list[Document], path: FieldPath, message: str) -> Problem:
-    file, line = place(chain, path)
+def _problem(chain: Chain, path: FieldPath, message: str) -> Problem:
+    file, line = place(chain.documents, path)
     return Problem(file=file, line=line, field=dotted(path), message=message)
 
 

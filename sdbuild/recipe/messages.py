@@ -11,9 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sdbuild.recipe.document import scalar
-from sdbuild.recipe.inherit import FieldPath
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.spec import BROKEN_RULES, REFUSED
+from sdbuild.recipe.spec import REFUSED, FieldPath, descriptions
 
 _KINDS = {
     "string_type": "text",
@@ -37,17 +36,23 @@ _LIMITS = {
 }
 
 
+_NEED_ALL = ("missing", "union_tag_not_found", REFUSED)
 _TAGS = ("source", "kind")
 """Fields by whose value the members of a union are told apart."""
 
 
-def explain(error: ValidationError) -> Iterator[tuple[FieldPath, str]]:
-    """Yield path and message of each problem; a path's last part may be a key that is missing."""
+def explain(error: ValidationError, *, partial: bool = False) -> Iterator[tuple[FieldPath, str]]:
+    """Yield path and message of each problem; a path's last part may be a key that is missing.
+
+    With `partial`, what may only be wrong because a part of the recipe could not be read is left out.
+    """
     for detail in error.errors(include_url=False):
         place = _follow(detail["loc"])
         kind, context = detail["type"], detail.get("ctx", {})
-        if kind == BROKEN_RULES:
-            yield from (((*place.path, field), message) for field, message in context["broken"])
+        if partial and kind in _NEED_ALL:
+            continue
+        if kind == REFUSED:
+            yield from (((*place.path, *path), message) for path, message in context["broken"])
         elif not _follows_from_another(kind, detail["input"]):
             yield _describe(kind, detail["input"], context, place)
 
@@ -61,7 +66,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """The nearest match in brackets, or else all there are."""
     names = list(known)
     near = difflib.get_close_matches(word.lower(), names, n=1)
-    return f" (did you mean {near[0]}?)" if near else f"; there is {', '.join(names)}"
+    return f" (did you mean {near[0]}?)" if near else f"; choose from {', '.join(names)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,15 +125,13 @@ def _describe(kind: str, value: Any, context: Mapping[str, Any], place: _Place) 
         tags = [_tag(member) or "" for member in place.members]
         path = (*place.path, _tag_key(place.members[0]))
         if kind == "union_tag_not_found":
-            return path, f"is missing; there is {', '.join(tags)}"
+            return path, f"is missing; choose from {', '.join(tags)}"
         tag = str(context["tag"])
         return path, f"unknown {path[-1]} {tag!r}{suggest(tag, tags)}"
     return place.path, _message(kind, value, context, place)
 
 
 def _message(kind: str, value: Any, context: Mapping[str, Any], place: _Place) -> str:
-    if kind == REFUSED:
-        return str(context["message"])
     if kind == "missing":
         return f"is missing ({_description(place)})"
     if kind == "extra_forbidden":
@@ -194,7 +197,6 @@ def _show(value: Any) -> str:
 
 def _description(place: _Place) -> str:
     """What the field is for, as its docstring says."""
-    field = _field(place.owner, place.path[-1]) if place.owner and place.path else None
-    text = (field.description if field else None) or "see the reference of recipes"
-    first = text.split(";")[0].rstrip(".")
-    return first if first[1:2].isupper() else first[:1].lower() + first[1:]
+    assert place.owner is not None
+    first = descriptions(place.owner)[str(place.path[-1])].split(";")[0].rstrip(".")
+    return first[:1].lower() + first[1:]

@@ -36,7 +36,7 @@ class Dataset(Spec):
 
     path: Annotated[Text, AfterValidator(dataset_folder)]
     """Folder of the pictures, relative to the project."""
-    caption: CaptionSpec = Sidecar()
+    caption: CaptionSpec = Field(default_factory=Sidecar)
     """Where captions come from; a sidecar beside a picture always wins."""
     trigger: str = ""
     """Words that go before each caption, so that prompts can ask for what was learned."""
@@ -60,7 +60,7 @@ class Images(Spec):
 
     resolution: Annotated[int, Field(ge=16, le=8192)] = 512
     """Side of the square bucket, in pixels; other buckets have about its area."""
-    buckets: Buckets = Buckets()
+    buckets: Buckets = Field(default_factory=Buckets)
     """Shapes of the buckets."""
     crop: Literal["center", "top", "bottom", "left", "right"] = "center"
     """Which part stays when a picture is longer than its bucket."""
@@ -82,9 +82,9 @@ class Images(Spec):
 class Train(Spec):
     """The training of the adapter."""
 
-    steps: Annotated[int, Field(ge=1)] = 1000
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Number of optimizer steps."""
-    batch: Annotated[int, Field(ge=1)] = 4
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 4
     """Pictures a step."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-4
     """Highest learning rate of the schedule."""
@@ -106,7 +106,7 @@ class Train(Spec):
     """Largest norm of the gradient; null for no limit."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints, from which a killed training goes on."""
-    validation_draws: Annotated[int, Field(ge=1)] = Field(default=4, alias="validate")
+    validation_draws: Annotated[int, Field(ge=1, le=1024)] = Field(default=4, alias="validate")
     """Draws of noise and timestep for each held-out record when the validation loss is measured."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -136,12 +136,12 @@ class Sample(Spec):
 
 def _apart(datasets: tuple[Dataset, ...]) -> tuple[Dataset, ...]:
     for index, dataset in enumerate(datasets):
-        for earlier, other in enumerate(datasets[:index]):
+        at = (index, "path")
+        for other in datasets[:index]:
             if dataset.path == other.path:
-                raise refuse(f"{dataset.path!r} stands there twice; use repeats to give it more weight")
+                raise refuse(f"{dataset.path!r} is there twice; use repeats to give it more weight", at)
             if overlaps(dataset.path, other.path):
-                places = f"[{earlier}] {other.path!r} and [{index}] {dataset.path!r}"
-                raise refuse(f"{places} lie one inside the other; pictures would count twice")
+                raise refuse(f"{dataset.path!r} and {other.path!r} overlap; no picture may count twice", at)
     return datasets
 
 
@@ -154,11 +154,11 @@ class Recipe(Spec):
     """The model that is adapted."""
     datasets: Annotated[Some[Dataset], AfterValidator(_apart)]
     """The pictures."""
-    images: Images = Images()
+    images: Images = Field(default_factory=Images)
     """How pictures become what the model sees."""
-    method: Method = Lora()
+    method: Method = Field(default_factory=Lora)
     """How the base is adapted."""
-    train: Train = Train()
+    train: Train = Field(default_factory=Train)
     """The training."""
     sample: Sample | None = None
     """The grid; without it none is drawn."""

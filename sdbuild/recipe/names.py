@@ -8,7 +8,7 @@ STEPS = ("images", "captions", "prior", "latents", "text", "train", "samples")
 RESERVED = frozenset(
     {
         *("auto", "clean", "dumpdb", "forget", "help", "ignore", "info", "list", "reset-dep"),
-        *("run", "strace", "tabcompletion", "all", "default", "init"),
+        *("run", "strace", "tabcompletion", "all"),
     }
 )
 """Words that `doit NAME` takes for a command of its own, or might."""

@@ -79,7 +79,7 @@ def _check_base(model: str, project: Path) -> None:
     elif folder.exists():
         raise refuse(f"{model!r} is a file; name a folder in diffusers' layout")
     elif (is_path(model) or (project / model.split("/")[0]).is_dir()) and not is_tracked(model, project):
-        raise refuse(f"folder {model!r} does not exist")
+        raise refuse(f"folder {model!r} does not exist{_near(folder, project)}")
 
 
 def dataset_folder(path: str, info: ValidationInfo) -> str:
@@ -110,7 +110,15 @@ def _check_dataset(path: str, project: Path) -> None:
     elif folder.exists():
         raise refuse(f"{path!r} is a file; name the folder of the pictures")
     elif not is_tracked(path, project):
-        raise refuse(f"folder {path!r} does not exist; add pictures, or pull it if a teammate tracks it")
+        hint = _near(folder, project) or "; put pictures there, or run dvc pull if a teammate tracks it"
+        raise refuse(f"folder {path!r} does not exist{hint}")
+
+
+def _near(folder: Path, project: Path) -> str:
+    """The folder that was meant, if one beside it has nearly the same name."""
+    beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, sorted(beside), n=1)
+    return f" (did you mean {os.path.relpath(folder.parent / near[0], project)}?)" if near else ""
 
 
 def is_tracked(path: str, project: Path) -> bool:

@@ -1,17 +1,18 @@
-"""What all models of a recipe share: strictness, rules across fields, and types with a reason in words."""
+"""What all models of a recipe share: strictness, rules across fields, descriptions, types."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
-BROKEN_RULES = "broken_rules"
-"""Error type of a model whose fields are right one by one but not together; the context lists (field, message)."""
+from sdbuild.recipe.path import FieldPath
+
 REFUSED = "refused"
-"""Error type of a single value that is refused with a message of ours."""
+"""Error type of our own rules; its context lists (path from the value on, message)."""
 
 
 class Spec(BaseModel):
@@ -22,8 +23,7 @@ class Spec(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
+        defer_build=True,  # only the recipe's own validator is built, not one more for each part
     )
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -32,21 +32,50 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _keep_rules(self) -> Self:
-        broken = list(self.rules())
+        broken: list[tuple[FieldPath, str]] = [((key,), message) for key, message in self.rules()]
         if broken:
-            raise PydanticCustomError(BROKEN_RULES, "impossible combination", {"broken": broken})
+            raise _refusal(broken)
         return self
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Add what the docstrings of the fields say; read from the source only when somebody asks."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for key, text in descriptions(cls).items():
+            properties[key]["description"] = text
+        return schema
 
-def refuse(message: str) -> PydanticCustomError:
+
+@functools.cache
+def descriptions(model: type[BaseModel]) -> Mapping[str, str]:
+    """Docstrings of a model's fields, by the keys that users write."""
+    import ast
+    import inspect
+
+    (definition,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(definition, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field, after in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            name = ast.unparse(field.target)
+            found[model.model_fields[name].alias or name] = inspect.cleandoc(str(after.value.value))
+    return found
+
+
+def refuse(message: str, at: FieldPath = ()) -> PydanticCustomError:
     """Build the error for a value that breaks a rule of ours: reason and remedy, lower case."""
-    return PydanticCustomError(REFUSED, "{message}", {"message": message})
+    return _refusal([(at, message)])
+
+
+def _refusal(broken: list[tuple[FieldPath, str]]) -> PydanticCustomError:
+    return PydanticCustomError(REFUSED, "a rule is broken", {"broken": broken})
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise refuse(f"{value!r} stands there twice; remove one")
+            raise refuse(f"{value!r} is there twice; remove one", at=(index,))
     return values
 
 
