@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from sdbuild.errors import Problem
+from sdbuild.recipe.path import FieldPath, dotted
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
@@ -121,7 +122,7 @@ class _Composer:
             raise MalformedError(node.line, "is not a mapping; a recipe has keys such as base: and datasets:")
         return node
 
-    def _node(self, event: Any, events: Iterator[Any], path: tuple[str, ...]) -> Node:
+    def _node(self, event: Any, events: Iterator[Any], path: FieldPath) -> Node:
         line = _line(event)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(str(event.anchor), line)
@@ -140,15 +141,15 @@ class _Composer:
             self._anchors[event.anchor] = node
         return node
 
-    def _sequence(self, events: Iterator[Any], line: int, path: tuple[str, ...]) -> Node:
+    def _sequence(self, events: Iterator[Any], line: int, path: FieldPath) -> Node:
         items: list[Node] = []
         size = 1
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            items.append(self._node(event, events, (*path, f"[{len(items)}]")))
+            items.append(self._node(event, events, (*path, len(items))))
             size += items[-1].size
         return Node(items, line, size)
 
-    def _mapping(self, events: Iterator[Any], line: int, path: tuple[str, ...]) -> Node:
+    def _mapping(self, events: Iterator[Any], line: int, path: FieldPath) -> Node:
         entries: dict[str, Node] = {}
         size = 1
         while not isinstance(event := next(events), yaml.MappingEndEvent):
@@ -179,11 +180,6 @@ class _Composer:
         self._size += nodes
         if self._size > MAX_NODES:
             raise MalformedError(line, f"stands for more than {MAX_NODES:,} values; write fewer, or fewer aliases")
-
-
-def dotted(path: tuple[str, ...]) -> str:
-    """Path of a field as users write it: `datasets[0].path`."""
-    return ".".join(path).replace(".[", "[")
 
 
 def _line(event: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdbuild.errors import Problem
 from sdbuild.recipe.document import MAX_BYTES, Node, plain, read
-from sdbuild.recipe.spec import FieldPath
+from sdbuild.recipe.path import FieldPath
 
 EXTENDS = "extends"
 

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from sdbuild.errors import Problem, RecipeError
 from sdbuild.recipe.inherit import Chain, Documents, merged, place
-from sdbuild.recipe.messages import dotted, explain
+from sdbuild.recipe.messages import explain
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import wrong_name
-from sdbuild.recipe.spec import FieldPath
+from sdbuild.recipe.path import FieldPath, dotted
 
 FOLDER = "recipes"
 

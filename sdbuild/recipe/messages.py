@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from sdbuild.recipe.document import scalar
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.spec import REFUSED, FieldPath, descriptions
+from sdbuild.recipe.path import FieldPath
+from sdbuild.recipe.spec import REFUSED, descriptions
 
 _KINDS = {
     "string_type": "text",
@@ -55,11 +56,6 @@ def explain(error: ValidationError, *, partial: bool = False) -> Iterator[tuple[
             yield from (((*place.path, *path), message) for path, message in context["broken"])
         elif not _follows_from_another(kind, detail["input"]):
             yield _describe(kind, detail["input"], context, place)
-
-
-def dotted(path: FieldPath) -> str:
-    """Path of a field as users write it: `datasets[0].path`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

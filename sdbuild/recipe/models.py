@@ -17,7 +17,7 @@ from sdbuild.recipe.places import base_model, dataset_folder, is_hub_id, overlap
 from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text, refuse
 
 
-class BaseModelSpec(Spec):
+class Base(Spec):
     """The model that is adapted; it is never changed."""
 
     model: Annotated[Text, AfterValidator(base_model)]
@@ -150,7 +150,7 @@ class Recipe(Spec):
 
     name: Text
     """Stem of the recipe's file; not a key that users write."""
-    base: BaseModelSpec
+    base: Base
     """The model that is adapted."""
     datasets: Annotated[Some[Dataset], AfterValidator(_apart)]
     """The pictures."""

@@ -12,7 +12,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of what stands in `recipes/*.yaml`.
 
-    Nothing is required at the top, since a file that extends another may leave anything to it.
+    Nothing is required but inside lists, since a file that extends another may leave all else to it.
     """
     schema = Recipe.model_json_schema(by_alias=True)
     properties = {key: value for key, value in schema.pop("properties").items() if key != "name"}
@@ -23,6 +23,9 @@ def json_schema() -> dict[str, Any]:
         "description": "Another file, relative to this one: mappings merge key by key, everything else replaces.",
     }
     del schema["required"]
+    for value in properties.values():
+        for option in (value, *value.get("anyOf", ()), *value.get("oneOf", ())):
+            schema["$defs"].get(option.get("$ref", "").rpartition("/")[2], {}).pop("required", None)
     return {
         "$schema": DIALECT,
         **schema,
