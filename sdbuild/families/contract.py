@@ -1,0 +1,149 @@
+"""What every model family offers to the rest of the house.
+
+Steps, methods and the training loop see these protocols only, never a concrete family. Shapes: B batch, C latent
+channels, h and w latent size, L tokens, D width of the text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Component = Literal["unet", "text_encoder"]
+"""The parts of a base that an adapter can change, as diffusers names them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseSchedule:
+    """The forward process that the base was trained with."""
+
+    alphas_cumprod: Tensor
+    """Float64 of shape [T]: the share of signal in the variance at each timestep (DDPM, eq. 4)."""
+    prediction_type: PredictionType
+    """What the denoiser's output means."""
+
+    @property
+    def timesteps(self) -> int:
+        """How many timesteps there are."""
+        return len(self.alphas_cumprod)
+
+
+class LatentEncoder(Protocol):
+    """Turns pictures into latents and back; frozen and deterministic."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance, each float32 [C, h, w], of one picture [1, 3, H, W] in [-1, 1].
+
+        Both are unscaled: `scale` is applied when they are used.
+        """
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return pictures float32 [B, 3, H, W] in about [-1, 1] from scaled latents [B, C, h, w]."""
+
+    def scale(self, latent: Tensor) -> Tensor:
+        """Return what the denoiser works on from an unscaled latent."""
+
+
+class TextEncoder(Protocol):
+    """Turns captions into conditions."""
+
+    max_tokens: int
+    """Longest caption in tokens, start and end included; the rest of a longer one is cut off."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, for training the text side; frozen when loaded."""
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a caption before any cut, start and end included."""
+
+    def tokenize(self, text: str) -> Tensor:
+        """Return token ids, int64 [L], cut and padded to `max_tokens`."""
+
+    def condition(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return the condition of tokens [B, L], e.g. ``{"hidden": [B, L, D]}``; gradients flow."""
+
+    def encode(self, text: str) -> dict[str, Tensor]:
+        """Return the condition of one caption without batch axis, e.g. ``{"hidden": [L, D]}``, float32."""
+
+
+class Denoiser(Protocol):
+    """The network that is adapted."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network; frozen when loaded, in evaluation mode."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Return the prediction [B, C, h, w] for noisy scaled latents, int64 timesteps [B] and a batched condition."""
+
+
+class KeyMap(Protocol):
+    """Names of adapted modules in the ecosystem's files: pure functions, no model needed.
+
+    A *path* is the module's path in the network of `component`, e.g. ``down_blocks.0.….to_q``. Text encoder paths
+    are accepted with and without their leading ``text_model.``, which recent releases of transformers dropped;
+    those returned have it, as files do.
+    """
+
+    def kohya(self, component: Component, path: str) -> str:
+        """Return the name in kohya's, ComfyUI's and A1111's files, e.g. ``lora_unet_down_blocks_0_…_to_q``."""
+
+    def path(self, name: str) -> tuple[Component, str]:
+        """Return component and path of such a name; `ValueError` for a name that this family does not have."""
+
+    def to_kohya(self, state: Mapping[str, Tensor], alphas: Mapping[str, float] | float) -> dict[str, Tensor]:
+        """Rename a LoRA from diffusers' names to kohya's.
+
+        ``unet.<path>.lora_A.weight`` becomes ``lora_unet_<path>.lora_down.weight``, ``lora_B`` ``lora_up``, and each
+        module gets an ``.alpha``: the number given, or the one given under ``unet.<path>``.
+        """
+
+    def from_kohya(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Undo `to_kohya`; a module without ``.alpha`` has its rank as alpha, as kohya's tools read it."""
+
+
+class Family(Protocol):
+    """One model family, bound to the folder of a base in diffusers layout."""
+
+    name: str
+    """The family's key in `FAMILIES`."""
+    folder: Path
+    vae_factor: int
+    """Pixels a side of one latent pixel."""
+    modelspec_architecture: str
+    """E.g. ``stable-diffusion-v1/lora``, for the adapter's ``modelspec.architecture``."""
+    ss_base_model_version: str
+    """E.g. ``sd_v1``, as kohya's tools write it."""
+
+    @property
+    def key_map(self) -> KeyMap:
+        """Names in the ecosystem's files."""
+
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LatentEncoder:
+        """Load the encoder of pictures."""
+
+    def load_text(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> TextEncoder:
+        """Load tokenizer and text encoder."""
+
+    def load_denoiser(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Denoiser:
+        """Load the denoiser, frozen."""
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """Read the forward process; loads no weights."""
+
+    def scale(self, latent: Tensor) -> Tensor:
+        """Return what the denoiser works on from an unscaled latent; loads no weights."""
+
+    def pipeline(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+        """Load the diffusers pipeline of the base, for sampling."""
