@@ -1,0 +1,53 @@
+"""What every method offers to the rest of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sdbuild.families.contract import Component, KeyMap
+
+
+class Adapter(Protocol):
+    """What was injected into a base: the only thing that training changes."""
+
+    def parameters(self) -> Sequence[tuple[str, Parameter]]:
+        """Return what is trained, float32, in an order that depends on names alone."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights by name; not copied."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over weights; raises `ValueError` unless names and shapes are exactly those of `state`."""
+
+    def export(self, key_map: KeyMap, name: str) -> dict[str, dict[str, Tensor]]:
+        """Return the files that the ecosystem reads, by file name; `name` is that of the recipe."""
+
+    def summary(self) -> dict[str, str]:
+        """Return header metadata on the method, e.g. ``ss_network_dim``."""
+
+    def train(self, mode: bool) -> None:
+        """Switch the adapter's dropout on or off."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within it, predictions equal the base's exactly."""
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the adapter's effect; 0 is the base, 1 what was trained."""
+
+    def merge(self) -> None:
+        """Add the adapter to the base's weights; what was merged cannot train on."""
+
+
+class Method(Protocol):
+    """One way to adapt."""
+
+    def inject(self, modules: Mapping[Component, nn.Module], spec: Mapping[str, Any], *, seed: int) -> Adapter:
+        """Add a fresh adapter to the networks given, in place; the seed alone decides its start.
+
+        The networks are frozen. Raises `RecipeError` for a target that matches nothing.
+        """

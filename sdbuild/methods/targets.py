@@ -1,0 +1,96 @@
+"""Which modules of a network are adapted: presets and patterns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from sdbuild.errors import Problem, RecipeError
+from sdbuild.families.contract import Component
+
+ATTENTION = frozenset({"to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"})
+"""Last names of attention's projections in diffusers and transformers."""
+TEXT_MLP = frozenset({"fc1", "fc2"})
+
+
+def is_attention(path: str, module: nn.Module) -> bool:
+    """Queries, keys, values and outputs of attention."""
+    return isinstance(module, nn.Linear) and any(path.endswith(f".{name}") for name in ATTENTION)
+
+
+def is_transformer(path: str, module: nn.Module) -> bool:
+    """All that kohya's scripts adapt: linear layers and 1×1 convolutions of transformer blocks, in and out included."""
+    if not (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))):
+        return False
+    parts = path.split(".")
+    if "attentions" in parts:
+        return True
+    return is_attention(path, module) or parts[-1] in TEXT_MLP
+
+
+def is_linear(path: str, module: nn.Module) -> bool:
+    """Every linear layer."""
+    return isinstance(module, nn.Linear)
+
+
+PRESETS: Mapping[str, Callable[[str, nn.Module], bool]] = {
+    "default": is_transformer,
+    "attention": is_attention,
+    "all-linear": is_linear,
+}
+"""By the recipe's `method.targets`."""
+
+
+def select(modules: Mapping[Component, nn.Module], targets: str | Sequence[str]) -> dict[Component, list[str]]:
+    """Return the paths of the modules to adapt, in each network's order.
+
+    A pattern is a path or the end of one, with ``*`` for any letters: ``to_q``, ``up_blocks.*.to_k``.
+
+    Raises:
+        RecipeError: a pattern, or a preset, matches no linear layer and no convolution.
+    """
+    adaptable = {
+        component: {
+            path: module for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+        }
+        for component, network in modules.items()
+    }
+    if isinstance(targets, str):
+        matches = PRESETS[targets]
+        chosen = {
+            component: [path for path, module in paths.items() if matches(path, module)]
+            for component, paths in adaptable.items()
+        }
+        if not any(chosen.values()):
+            message = f"{targets!r} matches no module of this base; name modules as patterns"
+            raise RecipeError([Problem(field="method.targets", message=message)])
+        return chosen
+    known = [path for paths in adaptable.values() for path in paths]
+    problems = [
+        Problem(field="method.targets", message=_unmatched(pattern, known))
+        for pattern in targets
+        if not any(matches_pattern(path, pattern) for path in known)
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return {
+        component: [path for path in paths if any(matches_pattern(path, pattern) for pattern in targets)]
+        for component, paths in adaptable.items()
+    }
+
+
+def matches_pattern(path: str, pattern: str) -> bool:
+    """Tell whether a pattern is the module's path, or its end."""
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
+
+
+def _unmatched(pattern: str, known: Sequence[str]) -> str:
+    """Name the nearest that there are: ends of paths of the pattern's own length."""
+    length = pattern.count(".") + 1
+    ends = {".".join(path.split(".")[-length:]) for path in known} | {path.split(".")[-1] for path in known}
+    near = difflib.get_close_matches(pattern, sorted(ends), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(ends)[:6])}"
+    return f"{pattern!r} matches no linear layer or convolution of this base ({hint})"

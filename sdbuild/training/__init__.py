@@ -1,0 +1,1 @@
+"""Objective, optimizers, schedules, checkpoints and the loop; sees protocols, never a concrete family or method."""

@@ -1,0 +1,107 @@
+"""Checkpoints: all that the next step needs, written whole or not at all.
+
+A checkpoint is one safetensors file: tensors under their names, the other values as JSON in its header, with the
+digest of the tensors and the identity of the training (spec and data) that it belongs to. Two are kept, so that one
+that a power cut damaged costs one interval. Another `FORMAT` or identity is left aside and cleared away.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sdbuild.training.tensorfile import content_digest, write_tensors
+
+FORMAT = 1
+KEPT = 2
+SHARE = 0.01
+"""Largest share of the time that checkpoints may take; they are put off when the disk is slow or steps are quick."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The state of a training between two steps."""
+
+    step: int
+    """Steps done."""
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+    """JSON-able."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one training in one folder."""
+
+    folder: Path
+    identity: str
+    """Digest of everything that decides the training's result."""
+    every: int
+    """Steps between checkpoints."""
+    warn: Callable[[str], None]
+    saved: int | None = None
+    """Step of the newest checkpoint."""
+    _cost: float = field(default=0.0, init=False)
+    _ended: float = field(default_factory=time.monotonic, init=False)
+
+    def due(self, step: int) -> bool:
+        """Whether to write a checkpoint now; a matter of time, which never changes results."""
+        if step % self.every or step == (self.saved or 0):
+            return False
+        return time.monotonic() - self._ended >= self._cost / SHARE
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint and drop all but the newest two."""
+        began = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "digest": content_digest(snapshot.tensors),
+            "step": snapshot.step,
+            "values": snapshot.values,
+        }
+        path = self.folder / f"step-{snapshot.step:09d}.safetensors"
+        write_tensors(path, snapshot.tensors, {"sdbuild": json.dumps(header)})
+        for old in self._paths()[KEPT:]:
+            old.unlink()
+        self.saved = snapshot.step
+        self._ended = time.monotonic()
+        self._cost = self._ended - began
+
+    def load(self) -> Snapshot | None:
+        """Return the newest good checkpoint of this training, and clear away all others but its predecessors."""
+        for path in self._paths():
+            try:
+                header, tensors = _read(path)
+                if header["format"] == FORMAT and header["identity"] != self.identity:
+                    path.unlink()
+                    continue
+                if header["format"] != FORMAT:
+                    self.warn(f"{path.name} was written by another version of sdbuild and is not used")
+                elif header["digest"] != content_digest(tensors):
+                    self.warn(f"{path.name} is damaged and is not used; going on from the checkpoint before it")
+                else:
+                    self.saved = header["step"]
+                    return Snapshot(step=header["step"], tensors=tensors, values=header["values"])
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                self.warn(f"{path.name} is damaged and is not used; going on from the checkpoint before it")
+            path.unlink(missing_ok=True)
+        return None
+
+    def _paths(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {})["sdbuild"])
+        return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

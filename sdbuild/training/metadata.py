@@ -1,0 +1,100 @@
+"""Header metadata of adapter files: what the ecosystem shows, and what the adapter was made of.
+
+- ``modelspec.*``: Stability's model metadata standard 1.0.0 (https://github.com/Stability-AI/ModelSpec).
+- ``ss_*``: what kohya's scripts write and A1111 and others show.
+- ``sdbuild.*``: lineage.
+
+Nothing is dated: equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from sdbuild import __version__
+from sdbuild.data.records import CaptionRecord
+from sdbuild.families.contract import Family
+from sdbuild.training.examples import Example
+
+MAX_TAGS = 1000
+"""Tags listed in ``ss_tag_frequency``; the most frequent."""
+LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+
+def canonical_digest(value: Any) -> str:
+    """Return the sha256 (hex) of a JSON-able value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def lineage(spec: Mapping[str, Any], *, data: str) -> dict[str, str]:
+    """Return what the adapter was made of, and with which versions."""
+    return {
+        "sdbuild.recipe": spec["name"],
+        "sdbuild.recipe_digest": canonical_digest(spec),
+        "sdbuild.data_digest": data,
+        "sdbuild.base_digest": spec["reads"]["base"],
+        "sdbuild.version": __version__,
+        **{f"sdbuild.{library}_version": version(library) for library in LIBRARIES},
+    }
+
+
+def modelspec(family: Family, *, name: str, prediction_type: str, resolution: str) -> dict[str, str]:
+    """Return the metadata standard's fields, but for the hash of the tensors."""
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": family.modelspec_architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.resolution": resolution,
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
+    }
+
+
+def kohya(
+    family: Family, spec: Mapping[str, Any], examples: Sequence[Example], captions: Sequence[CaptionRecord]
+) -> dict[str, str]:
+    """Return the usual ``ss_*`` fields; those of the network come from the adapter."""
+    train = spec["train"]
+    trained = [record for record in captions if record.split == "train"]
+    return {
+        "ss_output_name": spec["name"],
+        "ss_base_model_version": family.ss_base_model_version,
+        "ss_learning_rate": str(train["learning_rate"]),
+        "ss_unet_lr": str(train["learning_rate"]),
+        "ss_text_encoder_lr": str(train["learning_rate"] if spec["method"]["text_encoder"] else 0.0),
+        "ss_optimizer": train["optimizer"],
+        "ss_lr_scheduler": train["schedule"],
+        "ss_lr_warmup_steps": str(train["warmup"]),
+        "ss_steps": str(train["steps"]),
+        "ss_max_train_steps": str(train["steps"]),
+        "ss_total_batch_size": str(train["batch"]),
+        "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16"}[train["precision"]],
+        "ss_seed": str(train["seed"]),
+        "ss_caption_dropout_rate": str(train["caption_dropout"]),
+        "ss_max_grad_norm": str(train["clip"] or 0.0),
+        "ss_num_train_images": str(sum(example.repeats for example in examples)),
+        "ss_num_reg_images": "0",
+        "ss_v2": str(family.name == "sd2"),
+        "ss_tag_frequency": json.dumps(tag_frequency(trained, spec["datasets"]), ensure_ascii=False),
+    }
+
+
+def tag_frequency(
+    captions: Sequence[CaptionRecord], datasets: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, int]]:
+    """Return how often each comma-separated tag occurs, by dataset as kohya names its folders, ``<repeats>_<name>``."""
+    counts: dict[int, Counter[str]] = {}
+    for record in captions:
+        tags = (tag.strip() for tag in record.text.split(","))
+        counts.setdefault(record.dataset, Counter()).update(tag for tag in tags if tag)
+    return {
+        f"{datasets[index]['repeats']}_dataset{index}": dict(
+            sorted(counts[index].items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_TAGS]
+        )
+        for index in sorted(counts)
+    }
