@@ -20,11 +20,12 @@ from sdbuild.recipe.path import FieldPath, dotted
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
 MAX_DEPTH = 20
+MAX_DIGITS = 100
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Only its parser is used; libyaml's where PyYAML was built with it, else the one in Python."""
 
 Scalar: TypeAlias = str | int | float | bool | None
-_INT = re.compile(r"[-+]?[0-9]{1,300}")
+_INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL: dict[str, Scalar] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -90,7 +91,7 @@ def scalar(text: str) -> Scalar:
     """Value of an unquoted scalar by YAML 1.2's core schema (decimal numbers only)."""
     if text in _SPECIAL:
         return _SPECIAL[text]
-    if text[0] in "+-.0123456789":
+    if text[0] in "+-.0123456789" and len(text) <= MAX_DIGITS:
         if _INT.fullmatch(text):
             return int(text)
         if _FLOAT.fullmatch(text):

@@ -105,9 +105,7 @@ class Documents:
 def _read_file(path: Path) -> bytes:
     """Bytes of a file, one more than a recipe may have at most."""
     if not path.exists():
-        raise FileNotFoundError(
-            errno.ENOENT, "the link leads nowhere" if path.is_symlink() else "there is no such file"
-        )
+        raise OSError(errno.ENOENT, "the link leads nowhere" if path.is_symlink() else "there is no such file")
     if not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file")
     with path.open("rb") as stream:

@@ -136,7 +136,7 @@ def _message(kind: str, value: Any, context: Mapping[str, Any], place: _Place) -
         return _wrong_type(_KINDS[kind], value, place)
     if kind in _LIMITS:
         limit, words = _LIMITS[kind]
-        return f"must be {words} {context[limit]}, is {value}"
+        return f"must be {words} {_number(context[limit])}, is {value}"
     if kind == "literal_error":
         known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return (
@@ -180,6 +180,10 @@ def _wrong_type(wanted: str, value: Any, place: _Place) -> str:
     return f"must be {wanted}, is {_show(value)}{quote}"
 
 
+def _number(value: float) -> str:
+    return str(int(value) if value == int(value) else value)
+
+
 def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -194,5 +198,6 @@ def _show(value: Any) -> str:
 def _description(place: _Place) -> str:
     """What the field is for, as its docstring says."""
     assert place.owner is not None
-    first = descriptions(place.owner)[str(place.path[-1])].split(";")[0].rstrip(".")
+    key = next(part for part in reversed(place.path) if isinstance(part, str))
+    first = descriptions(place.owner)[key].split(";")[0].rstrip(".")
     return first[:1].lower() + first[1:]

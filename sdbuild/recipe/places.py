@@ -52,21 +52,11 @@ def base_model(model: str, info: ValidationInfo) -> str:
         raise refuse("single files are not supported yet; convert it to a folder in diffusers' layout")
     if model.endswith(_PICKLES):
         raise refuse("pickled weights can run code and are never loaded; convert them to safetensors")
-    if not is_path(model) and "/" not in model:
-        _refuse_unknown(model, info)
-    if not is_path(model) and not is_hub_id(model):
+    if "/" in model and not is_path(model) and not is_hub_id(model):
         raise refuse(f"{model!r} is neither an embedded base nor a hub id (org/name) nor a folder")
     if info.context is not None:
         _check_base(model, info.context["project"])
     return model
-
-
-def _refuse_unknown(model: str, info: ValidationInfo) -> None:
-    if info.context is not None and (info.context["project"] / model).is_dir():
-        raise refuse(f"unknown embedded base; write ./{model} for the folder")
-    near = difflib.get_close_matches(model, EMBEDDED, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(EMBEDDED)}"
-    raise refuse(f"unknown embedded base {model!r} ({hint}); a hub id is org/name, a folder ./name")
 
 
 def _check_base(model: str, project: Path) -> None:
@@ -78,8 +68,14 @@ def _check_base(model: str, project: Path) -> None:
             raise refuse(f"{model!r} has no model_index.json; name a folder in diffusers' layout")
     elif folder.exists():
         raise refuse(f"{model!r} is a file; name a folder in diffusers' layout")
-    elif (is_path(model) or (project / model.split("/")[0]).is_dir()) and not is_tracked(model, project):
+    elif is_tracked(model, project):
+        return
+    elif is_path(model) or (is_hub_id(model) and (project / model.split("/")[0]).is_dir()):
         raise refuse(f"folder {model!r} does not exist{_near(folder, project)}")
+    elif not is_hub_id(model):
+        near = difflib.get_close_matches(model, EMBEDDED, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(EMBEDDED)}"
+        raise refuse(f"no folder and no embedded base is called {model!r} ({hint}); a hub id is org/name")
 
 
 def dataset_folder(path: str, info: ValidationInfo) -> str:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sdbuild.recipe.messages import explain
+from sdbuild.recipe.models import Recipe
+
+SMALL: dict[str, Any] = {"name": "cat", "base": {"model": "emoji-64"}, "datasets": [{"path": "datasets/cat"}]}
+
+
+def test_all_defaults_are_visible_when_resolved() -> None:
+    assert Recipe.model_validate(SMALL).resolved() == {
+        "name": "cat",
+        "base": {"model": "emoji-64", "revision": None},
+        "datasets": [
+            {"path": "datasets/cat", "caption": {"from": "sidecar"}, "trigger": "", "repeats": 1, "holdout": 0}
+        ],
+        "images": {
+            "resolution": 512,
+            "buckets": {"step": 64, "max_aspect": 2.0},
+            "crop": "center",
+            "flip": False,
+            "background": "white",
+            "on_error": "fail",
+        },
+        "method": {
+            "kind": "lora",
+            "rank": 16,
+            "alpha": 16.0,
+            "targets": "default",
+            "text_encoder": False,
+            "dropout": 0.0,
+        },
+        "train": {
+            "steps": 1000,
+            "batch": 4,
+            "learning_rate": 1e-4,
+            "optimizer": "adamw",
+            "weight_decay": 0.01,
+            "schedule": "constant",
+            "warmup": 0,
+            "precision": "float32",
+            "seed": 0,
+            "caption_dropout": 0.0,
+            "clip": 1.0,
+            "checkpoint_every": 100,
+            "validate": 4,
+        },
+        "sample": None,
+    }
+
+
+def test_what_is_resolved_is_json_and_a_recipe_again() -> None:
+    recipe = Recipe.model_validate(
+        {**SMALL, "sample": {"prompts": ["a"]}, "method": {"kind": "lora", "targets": ["x"]}}
+    )
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.resolved()))) == recipe
+
+
+def test_alpha_follows_the_rank() -> None:
+    recipe = Recipe.model_validate({**SMALL, "method": {"kind": "lora", "rank": 8}})
+    assert recipe.method.alpha == 8.0
+
+
+def test_recipes_are_frozen() -> None:
+    recipe = Recipe.model_validate(SMALL)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.train.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("caption", "resolved"),
+    [
+        ({"from": "sidecar"}, {}),
+        ({"from": "filename"}, {}),
+        ({"from": "template", "text": "{trigger} {stem}, {{x}}"}, {}),
+        ({"from": "jsonl"}, {"file": "metadata.jsonl", "name_key": "file_name", "text_key": "text"}),
+    ],
+)
+def test_captioners(caption: dict[str, str], resolved: dict[str, str]) -> None:
+    recipe = Recipe.model_validate({**SMALL, "datasets": [{"path": "datasets/cat", "caption": caption}]})
+    assert recipe.resolved()["datasets"][0]["caption"] == {**caption, **resolved}
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [
+        ({"from": "template", "text": "{cat}"}, "unknown placeholder {cat}; use {stem}, {folder}, {trigger}"),
+        ({"from": "template", "text": "{stem.__class__}"}, "unknown placeholder"),
+        ({"from": "template", "text": "{"}, "write {{ and }} for braces"),
+        ({"from": "jsonl", "file": "../x"}, "is not the name of a file in the dataset's folder"),
+    ],
+)
+def test_bad_captioners(caption: dict[str, str], reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({**SMALL, "datasets": [{"path": "datasets/cat", "caption": caption}]})
+    ((_, message),) = explain(caught.value)
+    assert reason in message
