@@ -79,6 +79,8 @@ def _relative(path: Path, project: Path) -> str:
 
 
 def _load(file: str, project: Path, documents: Documents) -> Recipe | list[Problem]:
+    if file.startswith("../"):
+        return [Problem(file=file, message="is outside the project; copy it to recipes/")]
     chain = documents.chain(file)
     problems = list(chain.problems)
     name, ending = os.path.splitext(os.path.basename(file))

@@ -173,6 +173,12 @@ def test_one_recipe_is_not_blamed_for_another(project: Path) -> None:
         load_recipes([Path("recipes/gone.yaml")], project)
 
 
+def test_a_recipe_outside_the_project_is_refused(project: Path) -> None:
+    put(project.parent, "cat.yaml", GOOD)
+    with pytest.raises(RecipeError, match=r"^\.\./cat.yaml: is outside the project; copy it to recipes/$"):
+        load_recipe(project.parent / "cat.yaml", project)
+
+
 def test_170_recipes_load_fast(project: Path) -> None:
     write(project, _common=DESIGN, **{f"cat{index}": DESIGN for index in range(85)})
     write(project, **{f"dog{index}": f"extends: _common.yaml\ntrain: {{seed: {index}}}\n" for index in range(85)})
