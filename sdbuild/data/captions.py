@@ -13,16 +13,16 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from sdbuild.data.listing import Sidecars, nfc, relative_to, scan
 from sdbuild.data.records import CaptionRecord, ImageRecord, Origin
 from sdbuild.errors import Problem
 
-TEMPLATE_FIELDS = ("name", "folder", "trigger")
-"""What a caption template may hold in braces."""
+TEMPLATE_FIELDS = ("name", "stem", "folder", "trigger")
+"""What a caption template may hold in braces; `name` and `stem` are both the file's name in words."""
 
-JSONL_KEYS = {"file": ("file", "file_name"), "caption": ("caption", "text")}
+JSONL_KEYS = (("file", "file_name"), ("caption", "text"))
 """Keys read from JSON lines; the second of each is what Hugging Face's image folders use."""
 
 
@@ -120,7 +120,8 @@ def _caption_folder(folder: Folder, images: Sequence[ImageRecord], spec: Mapping
     records = []
     for image in images:
         paths = [relative_to(path, folder.path) for path in (image.path, *image.duplicates)]
-        text, came_from = _sidecar_of(folder, paths), cast(Origin, "sidecar")
+        came_from: Origin = "sidecar"
+        text = _sidecar_of(folder, paths)
         if text is None:
             made = [captioner(path) for path in paths]
             text, came_from = next((caption for caption in made if isinstance(caption, str)), made[0]), origin
@@ -181,7 +182,7 @@ def _from_filename(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
 
 
 def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
-    template: str = spec["template"]
+    template: str = spec["template"] if "template" in spec else spec["text"]
     wrong = template_problem(template)
 
     def caption(picture: str) -> str | Problem:
@@ -191,6 +192,7 @@ def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
         # Only whole names of known fields were let through, so no attribute is ever looked up.
         values = {
             "name": caption_from_name(path.stem),
+            "stem": caption_from_name(path.stem),
             "folder": caption_from_name(path.parent.name),
             "trigger": folder.trigger,
         }
@@ -203,7 +205,9 @@ def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
 def _from_jsonl(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
     file = spec.get("file") or "captions.jsonl"
     name = f"{folder.path}/{file}"
-    captions = _read_jsonl(folder, name, file)
+    named = (spec.get("name_key"), spec.get("text_key"))
+    keys = [tuple(dict.fromkeys((*filter(None, [own]), *usual))) for own, usual in zip(named, JSONL_KEYS, strict=True)]
+    captions = _read_jsonl(folder, name, file, keys)
 
     def caption(picture: str) -> str | Problem:
         if isinstance(captions, Problem):
@@ -223,7 +227,7 @@ CAPTIONERS: dict[str, Callable[[Folder, Mapping[str, Any]], Captioner]] = {
 """How captions are made, by the recipe's `caption: {from: …}`."""
 
 
-def _read_jsonl(folder: Folder, name: str, file: str) -> dict[str, str] | Problem:
+def _read_jsonl(folder: Folder, name: str, file: str, keys: Sequence[Sequence[str]]) -> dict[str, str] | Problem:
     """Captions by picture, or why the file cannot be read; wrong lines are added to the folder's problems."""
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         return Problem(file=name, message="a file of captions must lie inside its dataset's folder")
@@ -235,7 +239,7 @@ def _read_jsonl(folder: Folder, name: str, file: str) -> dict[str, str] | Proble
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        row = _jsonl_row(line)
+        row = _jsonl_row(line, keys)
         if isinstance(row, str):
             folder.problems.append(Problem(file=name, line=number, message=row))
             continue
@@ -246,9 +250,9 @@ def _read_jsonl(folder: Folder, name: str, file: str) -> dict[str, str] | Proble
     return captions
 
 
-def _jsonl_row(line: str) -> tuple[str, str] | str:
-    """Picture and caption of a line, or what is wrong with it."""
-    example = 'write {"file": "cat.png", "caption": "a cat"}'
+def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, str] | str:
+    """Picture and caption of a line, or what is wrong with it; `keys` are the names that each may have."""
+    example = f'write {{"{keys[0][0]}": "cat.png", "{keys[1][0]}": "a cat"}}'
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -256,7 +260,8 @@ def _jsonl_row(line: str) -> tuple[str, str] | str:
     if not isinstance(row, dict):
         return f"not a JSON object; {example}"
     values = []
-    for key, names in JSONL_KEYS.items():
+    for names in keys:
+        key = names[0]
         value = next((row[name] for name in names if name in row), None)
         if not isinstance(value, str):
             return f"`{key}` is missing or not a text; {example}"

@@ -1,0 +1,92 @@
+"""Aspect buckets: the sizes that pictures are trained in, and how a picture is scaled and cropped into one.
+
+All arithmetic is on integers, so every machine decides alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+CROPS: dict[str, tuple[int, int]] = {"center": (1, 1), "top": (1, 0), "bottom": (1, 2), "left": (0, 1), "right": (2, 1)}
+"""Where the bucket lies in the scaled picture, in halves of the room that is left (across, down)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How a picture comes into its bucket."""
+
+    bucket: Size
+    resize: Size
+    """Size to scale to; covers the bucket, and touches it in one direction."""
+    crop: tuple[int, int]
+    """Left and top of the bucket in the scaled picture."""
+
+
+@lru_cache(maxsize=64)
+def bucket_sizes(resolution: int, step: int, max_aspect: float) -> tuple[Size, ...]:
+    """All buckets, from the narrowest to the widest.
+
+    Each side is a multiple of `step`, the area is at most resolution², the longer side at most `max_aspect` times the
+    shorter, and none fits into another. The square is always among them.
+
+    Args:
+        resolution: side of the square bucket in pixels, a multiple of `step`.
+        step: in pixels.
+        max_aspect: at least 1.
+    """
+    assert resolution >= step > 0, (resolution, step)
+    assert resolution % step == 0, (resolution, step)
+    assert max_aspect >= 1, max_aspect
+    tall = []
+    width, last_height = resolution, 0
+    while width > 0:
+        height = resolution * resolution // width // step * step
+        if height > max_aspect * width:
+            break
+        if height > last_height:
+            tall.append((width, height))
+            last_height = height
+        width -= step
+    wide = [(height, width) for width, height in tall if width != height]
+    return tuple(sorted([*tall, *wide]))
+
+
+@lru_cache(maxsize=65536)
+def nearest_bucket(width: int, height: int, sizes: tuple[Size, ...]) -> Size:
+    """The bucket that keeps most of a picture; of equals the larger, then the wider one."""
+    best, kept, of = sizes[0], 0, 1
+    for size in sizes:
+        across, down = size[0] * height, size[1] * width
+        share, whole = min(across, down), max(across, down)  # part of the picture inside the bucket: share / whole
+        difference = share * of - kept * whole
+        if difference > 0 or (difference == 0 and (size[0] * size[1], size[0]) > (best[0] * best[1], best[0])):
+            best, kept, of = size, share, whole
+    return best
+
+
+def fit_to_bucket(width: int, height: int, bucket: Size, crop: str = "center") -> Fit:
+    """How to scale a picture so that it just covers its bucket, and where to cut.
+
+    Args:
+        width: of the picture, in pixels.
+        height: likewise.
+        bucket: from `nearest_bucket`.
+        crop: a key of `CROPS`.
+    """
+    if bucket[0] * height >= bucket[1] * width:
+        resize = (bucket[0], max(bucket[1], _round(height * bucket[0], width)))
+    else:
+        resize = (max(bucket[0], _round(width * bucket[1], height)), bucket[1])
+    across, down = CROPS[crop]
+    left = (resize[0] - bucket[0]) * across // 2
+    top = (resize[1] - bucket[1]) * down // 2
+    return Fit(bucket=bucket, resize=resize, crop=(left, top))
+
+
+def _round(numerator: int, denominator: int) -> int:
+    """The quotient, rounded half up."""
+    return (2 * numerator + denominator) // (2 * denominator)

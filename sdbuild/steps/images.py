@@ -1,0 +1,107 @@
+"""images: which pictures there are, whole and readable, with their bucket and split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdbuild.data.examine import examine
+from sdbuild.data.listing import PICTURES, ending, scan
+from sdbuild.data.pixelcache import PixelCache
+from sdbuild.data.placing import Findings, hold_out, place
+from sdbuild.data.records import SkippedImage, write_images
+from sdbuild.errors import DataError, Problem
+from sdbuild.steps.contract import Context, Inputs, Items
+
+CACHE = "pixels.sqlite"
+"""Name of the pixel cache beside the item stores."""
+
+
+def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
+    """Write `images.jsonl`; computed are the pictures that had to be decoded.
+
+    Raises:
+        DataError: pictures or datasets are unusable; lists all of them.
+    """
+    findings = Findings()
+    found = _find(spec["datasets"], inputs.project, findings)
+    examined = examine(
+        {path for _, path in found},
+        inputs.project,
+        PixelCache(context.items / CACHE),
+        spec["background"],
+        lambda done, total: context.progress(done, total, "pictures"),
+    )
+    usable = []
+    for dataset, path in found:
+        if path in examined.pixels:
+            usable.append((dataset, path, examined.pixels[path]))
+        else:
+            problem = examined.problems[path]
+            findings.pictures[dataset, problem.file or path] = problem
+    records = place(usable, spec, findings)
+    skip = spec["on_error"] == "skip"
+    if skip or not findings.pictures:
+        records = hold_out(records, spec["datasets"], findings)
+    if skip:
+        _nothing_left(spec["datasets"], {record.dataset for record in records}, findings)
+    else:
+        findings.datasets += dict.fromkeys(findings.pictures[key] for key in sorted(findings.pictures))
+    if findings.datasets:
+        raise DataError(findings.datasets)
+    skipped = [
+        SkippedImage(path=path, dataset=dataset, skipped=problem.message)
+        for (dataset, path), problem in sorted(findings.pictures.items(), key=_place)
+    ]
+    for row in skipped:
+        findings.note("skipped, as they cannot be used: images.jsonl says why", row.path)
+    for warning in findings.warnings():
+        context.warn(warning)
+    write_images(out / "images.jsonl", [*records, *skipped])
+    return Items(total=len(records), computed=examined.decoded)
+
+
+def _find(datasets: Sequence[Mapping[str, Any]], project: Path, findings: Findings) -> list[tuple[int, str]]:
+    """Dataset and project path of every picture file."""
+    found: list[tuple[int, str]] = []
+    for index, dataset in enumerate(datasets):
+        folder = _folder(dataset)
+        try:
+            listing = scan(project / folder)
+        except FileNotFoundError:
+            message = "there is no such folder; make it, or mend datasets in the recipe"
+            findings.datasets.append(Problem(file=folder, message=message))
+            continue
+        except NotADirectoryError:
+            findings.datasets.append(Problem(file=folder, message="is a file; a dataset is a folder of pictures"))
+            continue
+        except OSError as error:
+            findings.datasets.append(Problem(file=folder, message=f"cannot be listed ({error.strerror})"))
+            continue
+        for relative in listing.unread:
+            kind = ending(relative) if (project / folder / relative).is_file() else ""
+            reason = f"{kind} is not read; save as PNG or JPEG" if kind else "links to folders are not followed"
+            findings.note(f"left out: {reason}", f"{folder}/{relative}")
+        if not listing.pictures:
+            message = f"holds no pictures; put some there ({', '.join(sorted(PICTURES))})"
+            findings.datasets.append(Problem(file=folder, message=message))
+        found += [(index, f"{folder}/{relative}") for relative in listing.pictures]
+    return found
+
+
+def _nothing_left(datasets: Sequence[Mapping[str, Any]], used: set[int], findings: Findings) -> None:
+    """Where every picture was skipped there is nothing to go on with: say so, and why."""
+    for index, dataset in enumerate(datasets):
+        problems = [problem for (at, _), problem in sorted(findings.pictures.items(), key=_place) if at == index]
+        if problems and index not in used:
+            message = f"none of its {len(problems)} pictures can be used"
+            findings.datasets += [Problem(file=_folder(dataset), message=message), *problems]
+
+
+def _place(item: tuple[tuple[int, str], Problem]) -> tuple[int, str]:
+    return item[0]
+
+
+def _folder(dataset: Mapping[str, Any]) -> str:
+    return PurePosixPath(dataset["path"]).as_posix()
