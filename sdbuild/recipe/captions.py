@@ -18,13 +18,15 @@ PLACEHOLDERS = ("stem", "folder", "trigger")
 
 def _template(text: str) -> str:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        fields = [(name, format_, how) for _, name, format_, how in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
         raise refuse(f"{error}; write {{{{ and }}}} for braces that are meant as they are") from None
-    for name in names:
+    for name, format_, how in fields:
         if name not in PLACEHOLDERS:
             known = ", ".join(f"{{{each}}}" for each in PLACEHOLDERS)
             raise refuse(f"unknown placeholder {{{name}}}; use {known}")
+        if format_ or how:
+            raise refuse(f"placeholder {{{name}}} takes no format; remove what follows the name")
     return text
 
 

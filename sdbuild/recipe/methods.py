@@ -29,7 +29,7 @@ class Lora(Spec):
     alpha: Annotated[float, Field(gt=0)] = Field(default_factory=lambda data: float(data.get("rank", 1)))
     """Scale: the product is multiplied by alpha / rank. The default is the rank, which is a scale of 1."""
     targets: Targets = "default"
-    """Which modules adapt: `default` (attention and feed-forward), `attention`, `all-linear`, or patterns of names."""
+    """Modules that adapt: `default` (whole transformer blocks), `attention`, `all-linear`, or a list of patterns."""
     text_encoder: bool = False
     """Whether the text encoder adapts too; its outputs are then computed in every step, not once."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import subprocess
 import sys
 import time
@@ -171,6 +173,24 @@ def test_one_recipe_is_not_blamed_for_another(project: Path) -> None:
     assert load_recipe(project / "recipes" / "cat.yaml", project).name == "cat"
     with pytest.raises(RecipeError, match=r"recipes/gone.yaml: cannot be read: there is no such file"):
         load_recipes([Path("recipes/gone.yaml")], project)
+
+
+PIECES = [
+    *(b"\t", b"\0", b"[", b"{", b"}", b": ", b"- ", b"&a ", b"*a", b"!!x ", b"'", b'"', b"\n", b"#", b"|", b"\xff"),
+    *(b"null", b"1e9", b"extends: cat.yaml\n", b"kind", b"from", b"<<", b"\xe2\x80\xa8", b"---\n", b"? ", b"%"),
+]
+
+
+def test_whatever_a_file_holds_it_is_a_recipe_or_has_problems(project: Path) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        text = bytearray(DESIGN.encode())
+        for _ in range(draw.randint(1, 4)):
+            start = draw.randrange(len(text))
+            text[start : start + draw.choice([0, 0, 1, 5, 30])] = draw.choice(PIECES)
+        write(project, cat=bytes(text))
+        with contextlib.suppress(RecipeError):
+            load_project(project)
 
 
 def test_a_recipe_outside_the_project_is_refused(project: Path) -> None:

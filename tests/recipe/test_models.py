@@ -91,6 +91,7 @@ def test_captioners(caption: dict[str, str], resolved: dict[str, str]) -> None:
     [
         ({"from": "template", "text": "{cat}"}, "unknown placeholder {cat}; use {stem}, {folder}, {trigger}"),
         ({"from": "template", "text": "{stem.__class__}"}, "unknown placeholder"),
+        ({"from": "template", "text": "{stem!r:>9}"}, "placeholder {stem} takes no format"),
         ({"from": "template", "text": "{"}, "write {{ and }} for braces"),
         ({"from": "jsonl", "file": "../x"}, "is not the name of a file in the dataset's folder"),
     ],

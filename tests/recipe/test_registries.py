@@ -1,0 +1,48 @@
+"""What a recipe may name is what the rooms that do the work have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from sdbuild.data.buckets import CROPS
+from sdbuild.data.captions import CAPTIONERS
+from sdbuild.methods import METHODS
+from sdbuild.methods.targets import PRESETS
+from sdbuild.recipe.captions import CaptionSpec
+from sdbuild.recipe.methods import Lora, Targets
+from sdbuild.recipe.models import Images, Train
+from sdbuild.training.optimizers import OPTIMIZERS
+from sdbuild.training.schedules import SCHEDULES
+
+
+def _choices(model: type[BaseModel], name: str) -> set[str]:
+    return set(get_args(model.model_fields[name].annotation))
+
+
+def _tags(union: Any) -> set[str]:
+    return {member.model_fields["source"].default for member in get_args(get_args(union)[0])}
+
+
+def _presets() -> set[str]:
+    preset, _ = get_args(get_args(Targets)[0])
+    return set(get_args(get_args(preset)[0]))
+
+
+@pytest.mark.parametrize(
+    ("named", "there"),
+    [
+        (_choices(Train, "optimizer"), OPTIMIZERS),
+        (_choices(Train, "schedule"), SCHEDULES),
+        (_choices(Images, "crop"), CROPS),
+        (_tags(CaptionSpec), CAPTIONERS),
+        (_choices(Lora, "kind"), METHODS),
+        (_presets(), PRESETS),
+    ],
+    ids=["optimizer", "schedule", "crop", "caption", "method", "targets"],
+)
+def test_the_choices_are_the_registry(named: set[str], there: Collection[str]) -> None:
+    assert named == set(there)
