@@ -1,0 +1,1 @@
+"""Building: the oracle says what is stale, doit runs it, DVC keeps it."""

@@ -1,0 +1,93 @@
+"""DVC's local cache as files: which objects and which earlier runs are there. Read only, without importing DVC."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdbuild.build.lockfile import Entry, load_yaml
+from sdbuild.build.project import Project
+from sdbuild.build.statcache import Digest
+from sdbuild.plan.model import Step
+
+
+class LocalCache:
+    """The cache of a project, wherever its configuration puts it."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    @cached_property
+    def folder(self) -> Path:
+        """Root of the cache; `.dvc/cache` unless `cache.dir` says otherwise."""
+        for name in ("config.local", "config"):
+            parser = configparser.ConfigParser(interpolation=None)
+            try:
+                parser.read(self._project.root / ".dvc" / name, encoding="utf-8")
+                return (self._project.root / ".dvc" / parser["cache"]["dir"]).resolve()
+            except (KeyError, configparser.Error):
+                continue
+        return self._project.root / ".dvc" / "cache"
+
+    def has(self, md5: str) -> bool:
+        """Whether a file's or folder's content is in the cache; of a folder all files."""
+        path = self._object(md5)
+        if not path.exists():
+            return False
+        if not md5.endswith(".dir"):
+            return True
+        try:
+            rows = json.loads(path.read_bytes())
+            return all(self._object(row["md5"]).exists() for row in rows)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def find_run(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> Entry | None:
+        """The newest earlier run of a step on the same inputs whose outs are all in the cache."""
+        folder = self._runs / (key := run_key(step, deps, parameters))[:2] / key
+        try:
+            entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        except OSError:
+            return None
+        for path in entries:
+            try:
+                entry = load_yaml(path.read_text(encoding="utf-8"))
+                if all(self.has(out["md5"]) for out in entry["outs"]):
+                    return dict(entry)
+            except (OSError, yaml.YAMLError, KeyError, TypeError):
+                continue
+        return None
+
+    @cached_property
+    def _runs(self) -> Path:
+        return self.folder / "runs"
+
+    def _object(self, md5: str) -> Path:
+        return self.folder / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def run_key(step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> str:
+    """Key of a run in DVC's run-cache: SHA-256 of command, inputs, parameters and names of outs."""
+    content = {
+        "cmd": step.command,
+        "deps": [{"path": path, "hash": "md5", "md5": deps[path].md5} for path in sorted(deps)],
+        "params": {step.params_file: {step.params_key: parameters}},
+        "outs": sorted(out.path for out in step.outs),
+    }
+    return hashlib.sha256(json.dumps(_sizeless(content), sort_keys=True).encode()).hexdigest()
+
+
+def _sizeless(content: Any) -> Any:
+    """DVC leaves every key named `size` or `nfiles` out of the key, at any depth."""
+    if isinstance(content, Mapping):
+        return {key: _sizeless(value) for key, value in content.items() if key not in ("size", "nfiles")}
+    if isinstance(content, list):
+        return [_sizeless(value) for value in content]
+    return content

@@ -1,0 +1,80 @@
+"""`sdbuild check`: recipes and data, all mistakes at once, without building anything."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdbuild.build.project import Project
+from sdbuild.console import Console
+from sdbuild.errors import DataError, InputError, Problem, UsageError
+from sdbuild.plan.compile import plan
+from sdbuild.recipe.load import load_project
+from sdbuild.recipe.models import Recipe
+from sdbuild.steps.contract import Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quiet:
+    """A step context that tells warnings and nothing else."""
+
+    items: Path
+    scratch: Path
+    previous: Path
+    console: Console
+    recipe: str
+
+    def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """Checking is short."""
+
+    def warn(self, message: str) -> None:
+        self.console.warn(f"{self.recipe}: {message}")
+
+
+def check_project(project: Project, names: Sequence[str], console: Console) -> Iterator[str]:
+    """Check some recipes of a project, or all: a line for each that is right.
+
+    Raises:
+        InputError: with everything that is wrong in any of them.
+        UsageError: there is no such recipe.
+    """
+    recipes = {recipe.name: recipe for recipe in load_project(project.root)}
+    for name in names:
+        if name not in recipes:
+            near = difflib.get_close_matches(name, recipes, n=1)
+            raise UsageError(f"no recipe {name}{f' (did you mean {near[0]}?)' if near else ''} in recipes/")
+    problems: dict[Problem, None] = {}
+    for name in names or recipes:
+        try:
+            pictures = _check_data(project, recipes[name], console)
+        except DataError as error:
+            problems.update(dict.fromkeys(error.problems))
+        else:
+            yield f"recipes/{name}.yaml is right: {pictures} pictures"
+    if problems:
+        raise InputError(problems)
+
+
+def _check_data(project: Project, recipe: Recipe, console: Console) -> int:
+    """Run the steps that read pictures and captions into a folder that is thrown away."""
+    specs: Mapping[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
+    with tempfile.TemporaryDirectory(prefix="sdbuild-check-") as folder:
+        out = Path(folder)
+        context = _Quiet(
+            items=project.items,
+            scratch=out / "scratch",
+            previous=project.root / "build" / recipe.name,
+            console=console,
+            recipe=recipe.name,
+        )
+        context.scratch.mkdir()
+        inputs = Inputs(project=project.root)
+        images = importlib.import_module("sdbuild.steps.images").run(specs["images"], inputs, out, context)
+        inputs = Inputs(project=project.root, images=out / "images.jsonl")
+        importlib.import_module("sdbuild.steps.captions").run(specs["captions"], inputs, out, context)
+        return int(images.total)

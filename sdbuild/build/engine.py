@@ -1,0 +1,289 @@
+"""Building steps: bring what is missing, restore what was built before, run the rest, record it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdbuild.build.lockfile import LockFile
+from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
+from sdbuild.build.project import BuildLock, Project, write_atomic
+from sdbuild.build.statcache import StatCache
+from sdbuild.build.views import read_view
+from sdbuild.build.workers import Workers
+from sdbuild.console import Console
+from sdbuild.errors import DataError, Problem, StepError
+from sdbuild.plan.compile import plan
+from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
+from sdbuild.plan.model import Step
+from sdbuild.recipe.models import Recipe
+from sdbuild.steps.contract import Items
+
+if TYPE_CHECKING:
+    from sdbuild.build.history import History
+
+How = Literal["fresh", "renewed", "restored", "ran"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What building a step took."""
+
+    how: How
+    items: Items | None = None
+    seconds: float = 0.0
+
+
+class Engine:
+    """Everything that one `doit` run knows and holds."""
+
+    def __init__(self, project: Project, recipes: Sequence[Recipe], console: Console) -> None:
+        self.project = project
+        self.console = console
+        self.recipes = {recipe.name: recipe for recipe in recipes}
+        self.steps = {step.name: step for recipe in recipes for step in plan(recipe)}
+        self.lock_file = LockFile(project)
+        self.stat = StatCache(project.root, project.private / "cache" / "stat.sqlite")
+        self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat, read_view)
+        self.outcomes: dict[str, Outcome] = {}
+        self._reads: dict[str, Mapping[str, str]] = {}
+        self._build_lock = BuildLock(project, waiting=console.say)
+        self._workers = Workers(project)
+        self._mutex = threading.RLock()
+        self._prepared = False
+
+    @cached_property
+    def history(self) -> History:
+        """DVC, imported when the first step is not fresh."""
+        from sdbuild.build.history import History
+
+        return History(self.project, self.lock_file, [step.stage for step in self.steps.values()])
+
+    def prepare(self) -> None:
+        """Bring `dvc.yaml`, `recipe.json` and the bases up to date; needs no lock where nothing has changed."""
+        with self._mutex:
+            if self._prepared:
+                return
+            self._fetch_bases()
+            for attempt in ("look", "write"):
+                self._reads = {
+                    step.name: recorded_parameters(self.oracle.entry(step), step).get("reads", {})
+                    for step in self.steps.values()
+                }
+                changed = {path: text for path, text in self._compiled().items() if not self._is(path, text)}
+                if not changed:
+                    break
+                if attempt == "look":
+                    self.hold()
+                    continue
+                for path, text in changed.items():
+                    self._replace(path, text)
+            self._prepared = True
+
+    def judge(self, name: str) -> Verdict:
+        """The oracle's verdict, after preparation."""
+        self.prepare()
+        return self.oracle.judge(name)
+
+    def hold(self) -> None:
+        """Take the build lock for the rest of the run; what another build did meanwhile counts."""
+        if self._build_lock.acquire():
+            self.oracle.forget()
+
+    def build(self, name: str, *, forced: bool = False) -> Outcome:
+        """Make a step fresh; `forced` runs it even if it is.
+
+        Raises:
+            SdbuildError: it failed; its last good outs are in place.
+        """
+        with self._mutex:
+            self.hold()
+            self.prepare()
+            step = self.steps[name]
+            verdict = self._decided(step)
+            started = time.monotonic()
+            outcome = None if forced else self._without_running(verdict)
+        if outcome is None:
+            outcome = self._run(step, self._ready(step), started)
+        self.outcomes[name] = outcome
+        return outcome
+
+    def close(self) -> None:
+        """Give back processes, databases and the lock."""
+        self._workers.close()
+        if "history" in self.__dict__:
+            self.history.close()
+        self.stat.close()
+        self._build_lock.release()
+
+    def _decided(self, step: Step) -> Verdict:
+        """The verdict with every input brought back that it takes to decide."""
+        verdict = self.oracle.judge(step.name)
+        if verdict.absent:
+            self._bring(verdict.absent)
+            verdict = self.oracle.judge(step.name)
+        return verdict
+
+    def _without_running(self, verdict: Verdict) -> Outcome | None:
+        step = verdict.step
+        if verdict.renew and verdict.entry is not None:
+            entry = {**verdict.entry, "params": {step.params_file: {step.params_key: self._parameters(verdict)}}}
+            self._save_data(verdict)
+            self.history.renew(step, entry, verdict.deps)
+            self.oracle.forget()
+            verdict = self.oracle.judge(step.name)
+            if verdict.action == "none":
+                return Outcome(how="renewed")
+        if verdict.action == "none":
+            return Outcome(how="fresh")
+        if verdict.action == "restore" and verdict.entry is not None:
+            self._write_reads(verdict)
+            if self.history.restore(step, verdict.entry):
+                self._forget_scratch(step)
+                return Outcome(how="restored")
+        return None
+
+    def _ready(self, step: Step) -> Verdict:
+        """Bring the inputs of a step into place and judge it on them."""
+        with self._mutex:
+            missing = tuple(dep.path for dep in step.deps if not self.oracle.in_place(dep.path))
+            if missing:
+                self._bring(missing)
+            self.oracle.forget()
+            verdict = self.oracle.judge(step.name)
+            self._write_reads(verdict)
+            return verdict
+
+    def _run(self, step: Step, before: Verdict, started: float) -> Outcome:
+        self.console.step_started(step.name, before.reasons)
+
+        def show(event: Mapping[str, Any]) -> None:
+            if event["event"] == "progress":
+                self.console.step_progress(step.name, event["done"], event["total"], event["unit"], event["figures"])
+            else:
+                self.console.warn(f"{step.name}: {event['message']}")
+
+        try:
+            items = self._workers.run(step.name, show)
+            with self._mutex:
+                self._check_unchanged(step, before)
+                self._save_data(before)
+                self.history.record(step, before.deps, self._parameters(before))
+                self.oracle.forget()
+                self._forget_scratch(step)
+        except BaseException:
+            self.console.step_failed(step.name)
+            with self._mutex:
+                self._put_back(step)
+            raise
+        seconds = time.monotonic() - started
+        self.console.step_done(step.name, items.total, items.computed, seconds)
+        return Outcome(how="ran", items=items, seconds=seconds)
+
+    def _check_unchanged(self, step: Step, before: Verdict) -> None:
+        self.oracle.forget()
+        after = self.oracle.judge(step.name)
+        same_files = {path: digest.md5 for path, digest in before.deps.items()} == {
+            path: digest.md5 for path, digest in after.deps.items()
+        }
+        unread = all(dep.viewed for dep in step.deps) and dict(before.reads) == dict(after.reads)
+        if not same_files and not unread:
+            raise StepError(f"{step.name}: its inputs changed while it ran, so its result was not kept; run doit again")
+
+    def _put_back(self, step: Step) -> None:
+        """After a failure: the last good outs, where a step had already replaced them."""
+        self.oracle.forget()
+        entry = self.oracle.entry(step)
+        if entry is None:
+            return
+        present = [self.stat.digest(row["path"]) for row in entry.get("outs", [])]
+        good = [row["md5"] for row in entry.get("outs", [])]
+        if [digest.md5 if digest else None for digest in present] != good and any(present):
+            self.history.restore(step, entry)
+
+    def _bring(self, paths: Sequence[str]) -> None:
+        """Bring inputs into place: from the cache, from the remote, or by building the steps that make them."""
+        for path in paths:
+            producer = self.oracle.producers.get(path)
+            if producer is not None:
+                entry = self.oracle.judge(producer.name).entry
+                if entry is None or not self.history.restore(producer, entry):
+                    self.build(producer.name, forced=True)
+            elif not (self.project.root / path).exists() and not self.history.fetch_data(path):
+                tracked = self.oracle.tracked(path) is not None
+                remedy = "neither DVC's cache nor its remote has it" if tracked else "no such folder"
+                raise DataError([Problem(file=path, message=remedy)])
+        self.oracle.forget()
+
+    def _save_data(self, verdict: Verdict) -> None:
+        """Keep the version of a tracked dataset that a step was built from."""
+        for path, digest in verdict.deps.items():
+            kept = self.oracle.tracked(path) if path not in self.oracle.producers else None
+            if kept is not None and kept.md5 != digest.md5:
+                self.history.save_data(path)
+
+    def _parameters(self, verdict: Verdict) -> dict[str, Any]:
+        return {**verdict.step.spec, "reads": dict(verdict.reads)}
+
+    def _write_reads(self, verdict: Verdict) -> None:
+        """Put the digests of what a step is about to read into `recipe.json`, where DVC looks for parameters."""
+        step = verdict.step
+        self._reads[step.name] = dict(verdict.reads)
+        recipe = self.recipes[step.recipe]
+        text = render_recipe_json(recipe, self._steps_of(recipe.name), self._reads)
+        if not self._is(step.params_file, text):
+            write_atomic(self.project.root / step.params_file, text)
+
+    def _compiled(self) -> dict[str, str]:
+        files = {"dvc.yaml": render_dvc_yaml(self.steps.values())}
+        for recipe in self.recipes.values():
+            files[f"build/{recipe.name}/recipe.json"] = render_recipe_json(
+                recipe, self._steps_of(recipe.name), self._reads
+            )
+        return files
+
+    @cached_property
+    def _by_recipe(self) -> dict[str, list[Step]]:
+        found: dict[str, list[Step]] = {name: [] for name in self.recipes}
+        for step in self.steps.values():
+            found[step.recipe].append(step)
+        return found
+
+    def _steps_of(self, recipe: str) -> list[Step]:
+        return self._by_recipe[recipe]
+
+    def _is(self, path: str, text: str) -> bool:
+        try:
+            return (self.project.root / path).read_text(encoding="utf-8") == text
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def _replace(self, path: str, text: str) -> None:
+        """Write a compiled file; one that sdbuild did not compile is set aside, not lost."""
+        target = self.project.root / path
+        if (
+            path == "dvc.yaml"
+            and target.exists()
+            and not target.read_text(encoding="utf-8").startswith("# Compiled by")
+        ):
+            kept = target.with_name("dvc.yaml.before-sdbuild")
+            if not kept.exists():
+                target.rename(kept)
+                self.console.warn(f"dvc.yaml was not written by sdbuild; it is kept as {kept.name}")
+        write_atomic(target, text)
+
+    def _fetch_bases(self) -> None:
+        from sdbuild.families.locate import fetch, locate
+
+        for base in dict.fromkeys(step.base for step in self.steps.values()):
+            if locate(base.model, base.revision, self.project.root) is None:
+                self.console.say(f"downloading the base {base.model}")
+                fetch(base.model, base.revision, self.project.root)
+
+    def _forget_scratch(self, step: Step) -> None:
+        shutil.rmtree(self.project.scratch(step.name), ignore_errors=True)

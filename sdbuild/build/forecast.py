@@ -1,0 +1,80 @@
+"""What a build would do, without doing it: `sdbuild plan` and `sdbuild why`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from sdbuild.build.counts import Counts
+from sdbuild.build.engine import Engine
+from sdbuild.build.oracle import Verdict, recorded_parameters
+from sdbuild.build.project import Project
+from sdbuild.console import Console
+from sdbuild.errors import UsageError
+from sdbuild.recipe.load import load_project
+
+
+def forecast(project: Project) -> list[dict[str, Any]]:
+    """All steps as `sdbuild plan --json` prints them, in plan order."""
+    with _engine(project) as engine:
+        counts = Counts(engine.oracle)
+        return [_row(engine.oracle.judge(name), counts) for name in engine.steps]
+
+
+def explain(project: Project, name: str) -> list[str]:
+    """Every reason that a step is stale, or what it was built from.
+
+    Raises:
+        UsageError: there is no such step; the message names the nearest.
+    """
+    with _engine(project) as engine:
+        if name not in engine.steps:
+            near = difflib.get_close_matches(name, engine.steps, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UsageError(f"no step {name}{hint}; `doit list --all` shows them")
+        verdict = engine.oracle.judge(name)
+        return list(_explained(verdict, engine))
+
+
+def _row(verdict: Verdict, counts: Counts) -> dict[str, Any]:
+    total, todo = counts.of(verdict)
+    return {
+        "name": verdict.step.name,
+        "state": verdict.state,
+        "action": verdict.action,
+        "reasons": list(verdict.reasons),
+        "items": {"total": total, "todo": todo if verdict.action == "run" else 0},
+    }
+
+
+def _explained(verdict: Verdict, engine: Engine) -> Iterator[str]:
+    step = verdict.step
+    doing = {"none": "is fresh", "restore": "will be restored without running", "run": "will run"}[verdict.action]
+    yield f"{step.name} {doing}"
+    yield from (f"  {reason}" for reason in verdict.reasons)
+    entry = engine.oracle.entry(step)
+    if entry is None:
+        return
+    yield "it was last built from"
+    for row in entry.get("deps", []):
+        files = f", {row['nfiles']} files" if "nfiles" in row else ""
+        yield f"  {row['path']}  md5 {row['md5']}{files}"
+    for key, value in sorted(_flat_parameters(engine, verdict).items()):
+        yield f"  {key}: {value}"
+
+
+def _flat_parameters(engine: Engine, verdict: Verdict) -> dict[str, Any]:
+    from sdbuild.build.oracle import flat
+
+    return flat(recorded_parameters(engine.oracle.entry(verdict.step), verdict.step))
+
+
+@contextlib.contextmanager
+def _engine(project: Project) -> Iterator[Engine]:
+    engine = Engine(project, load_project(project.root), Console())
+    try:
+        yield engine
+    finally:
+        engine.close()

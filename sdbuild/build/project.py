@@ -1,0 +1,141 @@
+"""Where a project keeps its files, atomic writing, and the lock that a build holds."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sdbuild.errors import LockedError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A folder with `recipes/`, under git and DVC."""
+
+    root: Path
+
+    @property
+    def private(self) -> Path:
+        """Local state: caches, logs, checkpoints; safe to delete between builds."""
+        return self.root / ".sdbuild"
+
+    @property
+    def items(self) -> Path:
+        """The item stores."""
+        return self.private / "items"
+
+    def log(self, step: str) -> Path:
+        """Log file of a step's last run."""
+        recipe, kind = step.split(":")
+        return self.private / "logs" / recipe / f"{kind}.log"
+
+    def scratch(self, step: str) -> Path:
+        """Folder with a step's checkpoints, kept until its result is recorded."""
+        recipe, kind = step.split(":")
+        return self.private / "runs" / recipe / kind
+
+    def temporary(self, step: str) -> Path:
+        """Folder in which a step writes its outs before they are moved into place."""
+        recipe, kind = step.split(":")
+        return self.private / "tmp" / recipe / kind
+
+
+def find_project(start: Path | None = None) -> Project:
+    """The project around a folder (default: the working directory).
+
+    Raises:
+        UsageError: no `recipes/` folder beside a `dodo.py` or `.dvc` in it or above it.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "recipes").is_dir() and ((folder / ".dvc").is_dir() or (folder / "dodo.py").is_file()):
+            return Project(folder)
+    raise UsageError(f"{here} is not in an sdbuild project; `sdbuild init` makes one")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file whole: under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+class BuildLock:
+    """At most one build a project; the system releases the lock when its holder dies."""
+
+    def __init__(self, project: Project, *, waiting: Callable[[str], None]) -> None:
+        self._path = project.private / "build.lock"
+        self._waiting = waiting
+        self._file: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._file is not None
+
+    def acquire(self, *, wait: bool = True) -> bool:
+        """Take the lock; True if another build had to be waited for.
+
+        Raises:
+            LockedError: another build holds it and `wait` is false.
+        """
+        if self._file is not None:
+            return False
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = self._path.open("a+")
+        waited = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = self._holder()
+                if not wait:
+                    file.close()
+                    raise LockedError(f"another build holds this project ({holder})") from None
+                if not waited:
+                    self._waiting(f"waiting for another build of this project ({holder})")
+                waited = True
+                time.sleep(0.2)
+        file.seek(0)
+        file.truncate()
+        json.dump({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
+        file.flush()
+        self._file = file
+        return waited
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _holder(self) -> str:
+        try:
+            content: dict[str, Any] = json.loads(self._path.read_text())
+            return f"process {content['pid']}, since {content['since']}"
+        except (OSError, ValueError, KeyError):
+            return "unknown process"
+
+
+@contextlib.contextmanager
+def working_directory(path: Path) -> Iterator[None]:
+    """Work in a folder for a while; DVC resolves paths against it."""
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)

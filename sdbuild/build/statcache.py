@@ -1,0 +1,207 @@
+"""Content digests of files and folders, exactly as DVC computes them, remembered by stat.
+
+A file is hashed again when its size, modification time or inode has changed; a folder whose files all look as before
+costs one walk and one row. The cache is one SQLite file below `.sdbuild/`, safe to delete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_SETTLED = 50_000_000
+"""Nanoseconds: a file younger than this may still change within its time stamp, so its digest is not remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """MD5 of a file's bytes, or DVC's MD5 of a folder's listing (ending in ``.dir``)."""
+
+    md5: str
+    size: int
+    files: int | None = None
+    """Number of files in a folder; None for a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    relative: str
+    path: str
+    size: int
+    mtime: int
+    inode: int
+
+    @property
+    def signature(self) -> str:
+        return f"{self.size}:{self.mtime}:{self.inode}"
+
+
+class StatCache:
+    """Digests below one root folder; thread-safe."""
+
+    def __init__(self, root: Path, database: Path) -> None:
+        self._root = str(root)
+        self._database = database
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._ignored = _ignore_rules(root)
+
+    def digest(self, path: str) -> Digest | None:
+        """Digest of a file or folder given relative to the root (or absolute); None if it does not exist."""
+        full = os.path.join(self._root, path)
+        try:
+            status = os.stat(full)
+        except OSError:
+            return None
+        with self._lock:
+            if os.path.isdir(full):
+                return self._folder(path, full)
+            entry = _Entry(path, full, status.st_size, status.st_mtime_ns, status.st_ino)
+            return Digest(self._hash([entry], self._recall_file(path))[path], status.st_size)
+
+    def listing(self, path: str) -> dict[str, str]:
+        """MD5 of each file in a folder, by posix path relative to it."""
+        full = os.path.join(self._root, path)
+        with self._lock:
+            return self._hash(list(self._walk(full)), self._recall_folder(path), prefix=path)
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _folder(self, path: str, full: str) -> Digest:
+        entries = list(self._walk(full))
+        lines = sorted(f"{entry.relative}\0{entry.signature}" for entry in entries)
+        signature = hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        row = self._db().execute("SELECT signature, md5, size FROM folders WHERE path = ?", (path,)).fetchone()
+        size = sum(entry.size for entry in entries)
+        if row is not None and row[0] == signature:
+            return Digest(row[1], row[2], len(entries))
+        found = self._hash(entries, self._recall_folder(path), prefix=path)
+        md5 = folder_md5(found)
+        if all(_settled(entry) for entry in entries):
+            self._learn("REPLACE INTO folders VALUES (?, ?, ?, ?)", [(path, signature, md5, size)])
+        return Digest(md5, size, len(entries))
+
+    def _walk(self, top: str) -> Iterator[_Entry]:
+        start = len(top.rstrip("/")) + 1
+        stack = [top]
+        while stack:
+            with os.scandir(stack.pop()) as found:
+                for item in found:
+                    relative = item.path[start:]
+                    if self._ignored is not None and self._ignored(os.path.relpath(item.path, self._root)):
+                        continue
+                    try:
+                        if item.is_dir():
+                            stack.append(item.path)
+                            continue
+                        status = item.stat()
+                        yield _Entry(relative, item.path, status.st_size, status.st_mtime_ns, status.st_ino)
+                    except OSError:  # a broken link: the step that reads it says so
+                        yield _Entry(relative, item.path, -1, 0, 0)
+
+    def _hash(self, entries: list[_Entry], known: Mapping[str, tuple[str, str]], prefix: str = "") -> dict[str, str]:
+        result: dict[str, str] = {}
+        learned: list[tuple[str, str, str, str]] = []
+        for entry in entries:
+            row = known.get(entry.relative)
+            signature = entry.signature
+            if row is not None and row[0] == signature:
+                result[entry.relative] = row[1]
+                continue
+            result[entry.relative] = md5 = _md5(entry)
+            if _settled(entry):
+                learned.append((prefix, entry.relative, signature, md5))
+        if learned:
+            self._learn("REPLACE INTO files VALUES (?, ?, ?, ?)", learned)
+        return result
+
+    def _learn(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
+        with contextlib.suppress(sqlite3.OperationalError):  # another process writes: it learns the same
+            self._db().executemany(statement, rows)
+            self._db().commit()
+
+    def _recall_file(self, path: str) -> dict[str, tuple[str, str]]:
+        query = "SELECT path, signature, md5 FROM files WHERE folder = '' AND path = ?"
+        return {name: (signature, md5) for name, signature, md5 in self._db().execute(query, (path,))}
+
+    def _recall_folder(self, path: str) -> dict[str, tuple[str, str]]:
+        query = "SELECT path, signature, md5 FROM files WHERE folder = ?"
+        return {name: (signature, md5) for name, signature, md5 in self._db().execute(query, (path,))}
+
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in (1, 2):
+            connection = sqlite3.connect(self._database, timeout=30, check_same_thread=False)
+            try:
+                connection.execute("PRAGMA synchronous = OFF")
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS files"
+                    " (folder TEXT, path TEXT, signature TEXT, md5 TEXT, PRIMARY KEY (folder, path)) WITHOUT ROWID"
+                )
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS folders"
+                    " (path TEXT PRIMARY KEY, signature TEXT, md5 TEXT, size INTEGER) WITHOUT ROWID"
+                )
+                return connection
+            except sqlite3.DatabaseError:
+                connection.close()
+                if attempt == 2:
+                    raise
+                self._database.unlink(missing_ok=True)  # damaged: it holds nothing that cannot be computed again
+        raise AssertionError("unreachable")
+
+
+def folder_md5(listing: Mapping[str, str]) -> str:
+    """DVC's digest of a folder from the MD5 of each file by relative posix path."""
+    rows = [{"md5": md5, "relpath": path} for path, md5 in sorted(listing.items())]
+    return hashlib.md5(json.dumps(rows, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _settled(entry: _Entry) -> bool:
+    return time.time_ns() - entry.mtime > _SETTLED
+
+
+def _md5(entry: _Entry) -> str:
+    try:
+        with open(entry.path, "rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:  # unreadable or a broken link: a digest of its own, the step that reads it says so
+        return hashlib.md5(f"unreadable: {type(error).__name__}".encode()).hexdigest()
+
+
+def _ignore_rules(root: Path) -> _Ignored | None:
+    """What `.dvcignore` of the project leaves out of folders; None if it names nothing."""
+    try:
+        lines = (root / ".dvcignore").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    patterns = [line for line in lines if line.strip() and not line.startswith("#")]
+    return _Ignored(patterns) if patterns else None
+
+
+class _Ignored:
+    def __init__(self, patterns: list[str]) -> None:
+        from pathspec import PathSpec  # comes with dvc; most projects never need it
+
+        self._spec = PathSpec.from_lines("gitignore", patterns)
+
+    def __call__(self, path: str) -> bool:
+        return bool(self._spec.match_file(path))

@@ -1,0 +1,188 @@
+"""Steps as doit tasks: doit orders and runs them, the oracle decides, DVC remembers."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from doit.action import BaseAction
+from doit.exceptions import TaskError, TaskFailed
+from doit.reporter import ConsoleReporter
+
+from sdbuild.build.engine import Engine
+from sdbuild.build.oracle import Verdict
+from sdbuild.build.project import Project
+from sdbuild.console import Console
+from sdbuild.errors import InputError, SdbuildError
+from sdbuild.plan.model import Step
+from sdbuild.recipe.load import load_project
+
+_engine: Engine | None = None
+
+
+class Fresh:
+    """doit's question whether a task is up to date; printed, it is the reason why not."""
+
+    def __init__(self, engine: Engine, step: Step) -> None:
+        self._engine = engine
+        self._step = step
+        self.verdict: Verdict | None = None
+
+    def __call__(self) -> bool:
+        """Whether there is nothing to do; trouble in finding out is told by the action."""
+        try:
+            self.verdict = self._engine.judge(self._step.name)
+        except SdbuildError:
+            return False
+        return self.is_fresh
+
+    @property
+    def is_fresh(self) -> bool:
+        """What the last call found."""
+        return self.verdict is not None and self.verdict.action == "none" and not self.verdict.renew
+
+    def __str__(self) -> str:
+        return "; ".join(self.verdict.reasons) if self.verdict else f"what dvc.lock says of {self._step.stage}"
+
+
+class Build(BaseAction):  # type: ignore[misc]
+    """The action of a task; its output is not captured, the console shows it."""
+
+    def __init__(self, engine: Engine, step: Step, fresh: Fresh) -> None:
+        self.task: Any = None
+        self.err: str | None = None
+        self.out: str | None = None
+        self.result: Any = None
+        self.values: dict[str, Any] = {}
+        self._engine = engine
+        self._step = step
+        self._fresh = fresh
+
+    def execute(self, out: Any = None, err: Any = None) -> TaskFailed | TaskError | None:
+        """Build the step; `doit -a` runs it though it is fresh."""
+        try:
+            self._engine.build(self._step.name, forced=self._fresh.is_fresh)
+        except InputError as error:
+            return TaskError(str(error))
+        except SdbuildError as error:
+            return TaskFailed(str(error))
+        return None
+
+    def __str__(self) -> str:
+        return self._step.command
+
+
+class Reporter(ConsoleReporter):  # type: ignore[misc]
+    """What doit tells, in the words of the console."""
+
+    desc = "steps, progress and results of sdbuild"
+
+    def execute_task(self, task: Any) -> None:
+        """Said by the engine, which knows whether the step runs or is restored."""
+
+    def skip_uptodate(self, task: Any) -> None:
+        """Fresh steps are counted at the end."""
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        """One message for what went wrong; steps that could not start because of it are not repeated."""
+        if _engine is not None and fail.report and not isinstance(fail, _unmet()):
+            _engine.console.error(fail.get_msg().strip() if fail.traceback else fail.message)
+            self.failures.append({"task": task, "exception": fail})
+
+    def complete_run(self) -> None:
+        """Say what was done and where the results are."""
+        if _engine is not None:
+            _engine.console.stop()
+            for line in summary(_engine, failed=bool(self.failures)):
+                _engine.console.say(line)
+            _engine.close()
+        for message in self.runtime_errors:
+            sys.stderr.write(f"{message}\n")
+
+
+def _unmet() -> type[Exception]:
+    from doit.exceptions import UnmetDependency
+
+    return UnmetDependency  # type: ignore[no-any-return]
+
+
+DOIT_CONFIG: dict[str, Any] = {
+    "reporter": Reporter,
+    "par_type": "thread",
+    "verbosity": 2,
+    "dep_file": ".sdbuild/doit",
+    "backend": "json",
+}
+
+
+def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
+    """doit's tasks of a project: a group a recipe, a task a step.
+
+    Exits with 2 and one message if recipes are wrong.
+    """
+    global _engine
+    console = Console()
+    project = Project(root.resolve())
+    project.private.mkdir(exist_ok=True)
+    try:
+        _engine = Engine(project, load_project(project.root), console)
+    except SdbuildError as error:
+        console.error(str(error))
+        raise SystemExit(error.exit_code) from None
+    atexit.register(_engine.close)
+    for recipe in _engine.recipes:
+        yield {"basename": recipe, "name": None, "doc": f"adapter and samples of recipes/{recipe}.yaml"}
+    for step in _engine.steps.values():
+        yield _task(_engine, step)
+
+
+def _task(engine: Engine, step: Step) -> dict[str, Any]:
+    fresh = Fresh(engine, step)
+    producers = (engine.oracle.producers.get(dep.path) for dep in step.deps)
+    return {
+        "basename": step.recipe,
+        "name": step.kind,
+        "doc": f"{step.kind} -> {', '.join(out.path for out in step.outs)}",
+        "actions": [Build(engine, step, fresh)],
+        "uptodate": [fresh],
+        "task_dep": list(dict.fromkeys(producer.name for producer in producers if producer)),
+        "clean": [(_clean, (engine, step))],
+    }
+
+
+def _clean(engine: Engine, step: Step, dryrun: bool) -> None:
+    """Remove the outs of a step; the next build brings them back from the cache."""
+    for out in step.outs:
+        path = engine.project.root / out.path
+        if path.exists():
+            engine.console.say(f"{'would remove' if dryrun else 'removing'} {out.path}")
+            if dryrun:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def summary(engine: Engine, *, failed: bool) -> Iterator[str]:
+    """What a run did: steps by outcome, and where new results are."""
+    by: dict[str, list[str]] = {}
+    for name, outcome in engine.outcomes.items():
+        by.setdefault(outcome.how, []).append(name)
+    ran, restored = by.get("ran", []), by.get("restored", [])
+    if restored:
+        yield f"restored without running: {', '.join(restored)}"
+    if ran:
+        yield f"{len(ran)} {'step' if len(ran) == 1 else 'steps'} ran"
+    elif not restored and not failed:
+        yield "everything is up to date"
+    for name in (*ran, *restored):
+        step = engine.steps[name]
+        if step.kind == "train":
+            yield f"adapter: {step.folder}/adapter/{step.recipe}.safetensors"
+        elif step.kind == "samples":
+            yield f"grid:    {step.folder}/samples/grid.png"

@@ -1,0 +1,218 @@
+"""Running one step: in the worker process that a build keeps, or by itself as `sdbuild step NAME`.
+
+The worker reads requests from its standard input, a JSON object a line, and answers with events on the pipe that was
+its standard output; what libraries print goes to the step's log. It ends when its input does, so that it never
+outlives the build that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdbuild.build.project import Project
+from sdbuild.errors import InputError, SdbuildError, StepError, UsageError
+from sdbuild.plan.compile import plan_resolved
+from sdbuild.plan.model import Base, Step
+from sdbuild.steps.contract import Inputs, Items
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """`sdbuild.steps.contract.Context` for a step of a project; events go to `emit`."""
+
+    items: Path
+    scratch: Path
+    previous: Path
+    emit: Emit
+
+    def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """Send progress to whoever shows it."""
+        self.emit({"event": "progress", "done": done, "total": total, "unit": unit, "figures": figures})
+
+    def warn(self, message: str) -> None:
+        """Send a word to the user."""
+        self.emit({"event": "warning", "message": message})
+
+
+def read_step(project: Project, name: str) -> Step:
+    """A step as the last compilation wrote it to `recipe.json`.
+
+    Raises:
+        UsageError: there is no such recipe or step.
+    """
+    recipe, _, kind = name.partition(":")
+    path = project.root / "build" / recipe / "recipe.json"
+    try:
+        content = json.loads(path.read_bytes())
+        steps = {step.kind: step for step in plan_resolved(recipe, content["recipe"])}
+        return replace(steps[kind], spec=content["steps"][kind])  # type: ignore[index]
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"no step {name} in build/{recipe}/recipe.json; `doit list` shows the steps") from None
+
+
+def run_step(project: Project, step: Step, emit: Emit) -> Items:
+    """Run a step and put its outs into place.
+
+    Raises:
+        SdbuildError: what the step says is wrong; its last outs are untouched then.
+    """
+    temporary, scratch = project.temporary(step.name), project.scratch(step.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    context = StepContext(items=project.items, scratch=scratch, previous=project.root / step.folder, emit=emit)
+    module = importlib.import_module(f"sdbuild.steps.{step.kind}")
+    try:
+        items: Items = module.run(step.spec, _inputs(project, step), temporary, context)
+        _install(project, step, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return items
+
+
+def _inputs(project: Project, step: Step) -> Inputs:
+    known = {"images.jsonl": "images", "captions.jsonl": "captions"}
+    known |= {name: name for name in ("latents", "text", "adapter")}
+    found: dict[str, Path] = {}
+    for dep in step.deps:
+        name = known.get(Path(dep.path).name)
+        if name is not None and dep.path.startswith(f"{step.folder}/"):
+            found[name] = project.root / dep.path
+    if step.components:
+        found["base"] = _base(project, step.base)
+    return Inputs(project=project.root, **found)
+
+
+def _base(project: Project, base: Base) -> Path:
+    from sdbuild.families.locate import locate
+
+    folder = locate(base.model, base.revision, project.root)
+    if folder is None:
+        raise StepError(f"base {base.model} is not on this machine; `doit` downloads it")
+    return folder
+
+
+def _install(project: Project, step: Step, temporary: Path) -> None:
+    """Move the outs of a step into place, each by one rename."""
+    old = temporary / ".old"
+    old.mkdir()
+    (project.root / step.folder).mkdir(parents=True, exist_ok=True)
+    for out in step.outs:
+        target = project.root / out.path
+        source = temporary / target.name
+        if not source.exists():
+            raise StepError(f"{step.name} did not write {out.path}; this is a bug in sdbuild")
+        if target.is_dir() and not target.is_symlink():
+            os.replace(target, old / target.name)
+        os.replace(source, target)
+
+
+def serve(project: Project) -> int:
+    """The worker's life: run the steps that are asked for until the input ends."""
+    die_with_parent()
+    channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    lock = threading.Lock()
+
+    def emit(event: Mapping[str, Any]) -> None:
+        with lock:
+            channel.write(json.dumps(event) + "\n")
+
+    for line in _requests():
+        name = json.loads(line)["step"]
+        with _logged(project.log(name)):
+            emit(_answer(project, name, emit))
+        gc.collect()
+    return 0
+
+
+def _answer(project: Project, name: str, emit: Emit) -> Mapping[str, Any]:
+    try:
+        items = run_step(project, read_step(project, name), emit)
+    except InputError as error:
+        return {"event": "failed", "kind": type(error).__name__, "problems": [asdict(p) for p in error.problems]}
+    except SdbuildError as error:
+        return {"event": "failed", "kind": type(error).__name__, "message": str(error)}
+    except KeyboardInterrupt:
+        return {"event": "failed", "kind": "Interrupted", "message": "stopped"}
+    except Exception as error:
+        traceback.print_exc()
+        where = project.log(name).relative_to(project.root)
+        word = f"{name} failed: {type(error).__name__}: {_first_line(error)}; the whole story is in {where}"
+        return {"event": "failed", "kind": "StepError", "message": word}
+    return {"event": "done", "total": items.total, "computed": items.computed}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no message")
+
+
+def _requests() -> Iterator[str]:
+    """Lines of the standard input, read by a thread that ends the process when its parent is gone."""
+    arrived = threading.Condition()
+    lines: list[str] = []
+    idle = threading.Event()
+
+    def read() -> None:
+        for line in sys.stdin:
+            with arrived:
+                lines.append(line)
+                arrived.notify()
+        if not idle.is_set():  # the parent died while a step runs: nobody is left to take its result
+            os._exit(1)
+        with arrived:
+            lines.append("")
+            arrived.notify()
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        with arrived:
+            idle.set()
+            while not lines:
+                arrived.wait()
+            line = lines.pop(0)
+            idle.clear()
+        if not line:
+            return
+        yield line
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send everything that is printed, by C code too, to a log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), 1)
+                os.dup2(null.fileno(), 2)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies; elsewhere the end of the input does it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,146 @@
+"""Worker processes, seen from the build: started once, reused by its steps, gone when it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdbuild.build.project import Project
+from sdbuild.errors import DataError, InputError, Problem, SdbuildError, StepError
+from sdbuild.steps.contract import Items
+
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Workers:
+    """A pool that grows to as many processes as steps run at once."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._idle: list[subprocess.Popen[str]] = []
+        self._all: list[subprocess.Popen[str]] = []
+        self._lock = threading.Lock()
+
+    def run(self, step: str, on_event: Callable[[Mapping[str, Any]], None]) -> Items:
+        """Run a step in a worker; progress and warnings go to `on_event`.
+
+        Raises:
+            SdbuildError: as the step raised it, or StepError if the worker died.
+        """
+        process = self._take()
+        try:
+            answer = self._converse(process, step, on_event)
+        except BaseException:
+            self._kill(process)
+            raise
+        if answer is None:
+            code = process.wait()
+            self._kill(process)
+            log = self._project.log(step).relative_to(self._project.root)
+            word = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            remedy = "; it may have run out of memory" if code == -signal.SIGKILL else ""
+            raise StepError(f"{step}: its process was {word}{remedy}; see {log}")
+        with self._lock:
+            self._idle.append(process)
+        if answer["event"] == "failed":
+            raise _error(answer)
+        return Items(total=answer["total"], computed=answer["computed"])
+
+    def close(self) -> None:
+        """End all workers."""
+        with self._lock:
+            processes, self._all, self._idle = self._all, [], []
+        for process in processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in processes:
+            try:
+                process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                self._kill(process)
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def _take(self) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            noise = self._project.private / "logs" / "worker.log"
+            noise.parent.mkdir(parents=True, exist_ok=True)
+            with noise.open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "sdbuild", "worker"],
+                    cwd=self._project.root,
+                    env={**os.environ, **_QUIET},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    encoding="utf-8",
+                    start_new_session=True,  # Ctrl-C goes to the build, which decides
+                )
+            self._all.append(process)
+            return process
+
+    def _converse(
+        self, process: subprocess.Popen[str], step: str, on_event: Callable[[Mapping[str, Any]], None]
+    ) -> Mapping[str, Any] | None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"step": step}) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        try:
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] in ("done", "failed"):
+                    return dict(event)
+                on_event(event)
+        except KeyboardInterrupt:
+            self._interrupt(process)
+            raise
+        return None
+
+    def _interrupt(self, process: subprocess.Popen[str]) -> None:
+        """Let a step save its state before the worker goes."""
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        patience = threading.Timer(30, lambda: self._kill(process))
+        patience.start()
+        for line in process.stdout:
+            if json.loads(line)["event"] in ("done", "failed"):
+                break
+        patience.cancel()
+
+    def _kill(self, process: subprocess.Popen[str]) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        with self._lock:
+            if process in self._all:
+                self._all.remove(process)
+
+
+def _error(answer: Mapping[str, Any]) -> SdbuildError | KeyboardInterrupt:
+    if "problems" in answer:
+        problems = [Problem(**problem) for problem in answer["problems"]]
+        return DataError(problems) if answer["kind"] == "DataError" else InputError(problems)
+    if answer["kind"] == "Interrupted":
+        return KeyboardInterrupt()
+    return StepError(answer["message"])

@@ -1,0 +1,153 @@
+"""The `sdbuild` command: parse, call, render. Building itself is `doit`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdbuild import __version__
+from sdbuild.build.project import Project, find_project
+from sdbuild.console import Console
+from sdbuild.errors import SdbuildError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or that of the error (`sdbuild.errors`)."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as end:
+        return UsageError.exit_code if end.code else 0
+    console = Console()
+    try:
+        return int(options.run(options, console))
+    except SdbuildError as error:
+        if options.debug:
+            raise
+        console.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.error("stopped")
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sdbuild",
+        description="make for Stable Diffusion adapters: recipes say what is wanted, `doit` builds it.",
+    )
+    parser.add_argument("--version", action="version", version=f"sdbuild {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    init = commands.add_parser("init", help="a new project that builds at once")
+    init.add_argument("folder", nargs="?", default=".", type=Path)
+    init.set_defaults(run=_init)
+
+    check = commands.add_parser("check", help="validate recipes and data, all errors at once")
+    check.add_argument("recipes", nargs="*", metavar="RECIPE")
+    check.set_defaults(run=_check)
+
+    plan = commands.add_parser("plan", help="what doit would do, and why; touches nothing")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(run=_plan)
+
+    why = commands.add_parser("why", help="every reason that a step is stale, or what it was built from")
+    why.add_argument("step", metavar="STEP", help="e.g. cat:train")
+    why.set_defaults(run=_why)
+
+    schema = commands.add_parser("schema", help="JSON schema of a recipe, for editors")
+    schema.set_defaults(run=_schema)
+
+    step = commands.add_parser("step", help="run one step as it stands in recipe.json; what DVC calls")
+    step.add_argument("step", metavar="STEP")
+    step.set_defaults(run=_step)
+
+    worker = commands.add_parser("worker")  # no help: it is for the build alone
+    worker.set_defaults(run=_worker)
+    return parser
+
+
+def _init(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.scaffold import create
+
+    create(options.folder, console)
+    return 0
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.check import check_project
+
+    project = find_project()
+    for line in check_project(project, options.recipes, console):
+        console.say(line)
+    return 0
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.forecast import forecast
+
+    steps = forecast(find_project())
+    if options.json:
+        console.say(json.dumps({"steps": steps}, ensure_ascii=False, indent=1))
+        return 0
+    console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
+    return 0
+
+
+def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    items = step["items"]
+    counts = f"{items['todo']} of {items['total']}" if items["total"] is not None else ""
+    reasons = step["reasons"]
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    action = "-" if step["action"] == "none" else step["action"]
+    return step["name"], action, counts if step["action"] == "run" else "", shown
+
+
+def _why(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.forecast import explain
+
+    for line in explain(find_project(), options.step):
+        console.say(line)
+    return 0
+
+
+def _schema(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.recipe.schema import json_schema
+
+    console.say(json.dumps(json_schema(), ensure_ascii=False, indent=2))
+    return 0
+
+
+def _step(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.worker import read_step, run_step
+
+    project = find_project()
+    step = read_step(project, options.step)
+    console.step_started(step.name, ())
+
+    def emit(event: Mapping[str, Any]) -> None:
+        if event["event"] == "progress":
+            console.step_progress(step.name, event["done"], event["total"], event["unit"], event["figures"])
+        else:
+            console.warn(str(event["message"]))
+
+    try:
+        items = run_step(project, step, emit)
+    finally:
+        console.stop()
+    console.say(f"{step.name}  done: {items.computed} of {items.total} computed")
+    return 0
+
+
+def _worker(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.worker import serve
+
+    return serve(Project(Path.cwd()))

@@ -1,0 +1,144 @@
+"""The only module that prints: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_PLAIN_EVERY = 5.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+class Console:
+    """Says what happens; thread-safe."""
+
+    def __init__(self, out: TextIO | None = None, errors: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._errors = errors or sys.stderr
+        self._lock = threading.RLock()
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person watches."""
+        return self._out.isatty()
+
+    def say(self, text: str) -> None:
+        """One line, or several, of what is going on."""
+        with self._lock:
+            if self._progress is not None:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, file=self._out, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know but that stops nothing."""
+        self.say(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        """Why something ended."""
+        with self._lock:
+            self.stop()
+            print(text, file=self._errors, flush=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table for people."""
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        with self._lock:
+            RichConsole(file=self._out, width=None if self.is_terminal else 160).print(table)
+
+    def step_started(self, name: str, reasons: Sequence[str]) -> None:
+        """A step begins to run, and why."""
+        with self._lock:
+            shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+            self.say(f"{name}  {shown}" if shown else name)
+            self._started[name] = self._printed[name] = time.monotonic()
+
+    def step_progress(self, name: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
+        """How far a step is."""
+        with self._lock:
+            now = time.monotonic()
+            text = _rate(done, total, unit, now - self._started.get(name, now), figures)
+            if self.is_terminal:
+                self._bar(name, done, total, text)
+            elif now - self._printed.get(name, now) >= _PLAIN_EVERY:
+                self._printed[name] = now
+                self.say(f"{name}  {done}/{total} {text}")
+
+    def step_done(self, name: str, total: int, computed: int, seconds: float) -> None:
+        """A step ran to its end."""
+        with self._lock:
+            self._drop(name)
+            self.say(f"{name}  done: {computed} of {total} computed, {_duration(seconds)}")
+
+    def step_failed(self, name: str) -> None:
+        """A step ended early; the error follows."""
+        with self._lock:
+            self._drop(name)
+
+    def stop(self) -> None:
+        """Take the progress display off the screen."""
+        with self._lock:
+            if self._progress is not None:
+                self._progress.stop()
+                self._progress = None
+                self._tasks.clear()
+
+    def _bar(self, name: str, done: int, total: int, text: str) -> None:
+        if self._progress is None:
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns: list[Any] = [
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=30),
+                TextColumn("{task.completed}/{task.total} {task.fields[figures]}", markup=False),
+            ]
+            self._progress = Progress(*columns, console=RichConsole(file=self._out), transient=True)
+            self._progress.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, figures=text)
+        self._progress.update(self._tasks[name], completed=done, total=total, figures=text)
+
+    def _drop(self, name: str) -> None:
+        self._started.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if task is not None and self._progress is not None:
+            self._progress.remove_task(task)
+            if not self._tasks:
+                self.stop()
+
+
+def _rate(done: int, total: int, unit: str, seconds: float, figures: Mapping[str, float]) -> str:
+    words = [unit]
+    if done > 0 and seconds > 0:
+        words.append(f"{done / seconds:.3g}/s")
+        if done < total:
+            words.append(f"{_duration((total - done) * seconds / done)} left")
+    words += [f"{name} {value:.4g}" for name, value in figures.items()]
+    return "  ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"

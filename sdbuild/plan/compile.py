@@ -1,0 +1,106 @@
+"""`plan(recipe)`: the steps that build a recipe, in the order in which they can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
+
+if TYPE_CHECKING:
+    from sdbuild.recipe.models import Recipe
+
+VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 1, "samples": 1}
+"""Raised by hand when the results of a step kind change for the same spec and inputs."""
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """Compile a recipe to its steps; pure, the project is not looked at."""
+    return plan_resolved(recipe.name, recipe.resolved())
+
+
+def plan_resolved(name: str, recipe: Mapping[str, Any]) -> list[Step]:
+    """The same from a resolved recipe, as `recipe.json` holds it."""
+    return list(_steps(name, recipe))
+
+
+def _steps(name: str, recipe: Mapping[str, Any]) -> Iterator[Step]:
+    datasets, images, method, train = recipe["datasets"], recipe["images"], recipe["method"], recipe["train"]
+    base = Base(model=recipe["base"]["model"], revision=recipe["base"]["revision"])
+    folder = f"build/{name}"
+    folders = tuple(Dep(path=path, viewed=True) for path in dict.fromkeys(data["path"] for data in datasets))
+    images_file, captions_file = f"{folder}/images.jsonl", f"{folder}/captions.jsonl"
+    trains_text = bool(method.get("text_encoder"))
+
+    def step(kind: StepKind, spec: Mapping[str, Any], **parts: Any) -> Step:
+        return Step(recipe=name, kind=kind, spec={"version": VERSIONS[kind], **spec}, base=base, **parts)
+
+    yield step(
+        "images",
+        {
+            "datasets": [{"path": data["path"], "holdout": data["holdout"]} for data in datasets],
+            **{key: images[key] for key in ("resolution", "buckets", "crop", "background", "on_error")},
+        },
+        deps=folders,
+        outs=(Out(path=images_file),),
+        views=("pictures",),
+    )
+    yield step(
+        "captions",
+        {"datasets": [{key: data[key] for key in ("path", "caption", "trigger")} for data in datasets]},
+        deps=(Dep(path=images_file, viewed=True), *folders),
+        outs=(Out(path=captions_file),),
+        views=("captions",),
+    )
+    yield step(
+        "latents",
+        {
+            "datasets": [data["path"] for data in datasets],
+            **{key: images[key] for key in ("flip", "background")},
+            "dtype": "float32",
+        },
+        deps=(Dep(path=images_file, viewed=True), *folders),
+        outs=(Out(path=f"{folder}/latents"),),
+        views=("pixels", "base"),
+        components=("vae",),
+    )
+    if not trains_text:
+        yield step(
+            "text",
+            {"empty": train["caption_dropout"] > 0},
+            deps=(Dep(path=captions_file, viewed=True),),
+            outs=(Out(path=f"{folder}/text"),),
+            views=("texts", "base"),
+            components=("text_encoder", "tokenizer"),
+        )
+    text = () if trains_text else (Dep(path=f"{folder}/text"),)
+    yield step(
+        "train",
+        {
+            "name": name,
+            "datasets": [{"repeats": data["repeats"]} for data in datasets],
+            "method": method,
+            "train": train,
+        },
+        deps=(Dep(path=captions_file), Dep(path=f"{folder}/latents"), *text),
+        outs=(
+            Out(path=f"{folder}/adapter"),
+            Out(path=f"{folder}/metrics.json", kind="metric"),
+            Out(path=f"{folder}/loss.csv", kind="plot"),
+        ),
+        views=("base",),
+        components=("unet", "scheduler", "vae", "text_encoder", "tokenizer")
+        if trains_text
+        else ("unet", "scheduler", "vae"),
+        final=True,
+    )
+    if recipe["sample"] is not None:
+        yield step(
+            "samples",
+            {"name": name, **recipe["sample"], "resolution": images["resolution"], "method": method},
+            deps=(Dep(path=f"{folder}/adapter"),),
+            outs=(Out(path=f"{folder}/samples"),),
+            views=("base",),
+            components=("model_index.json", "unet", "scheduler", "vae", "text_encoder", "tokenizer"),
+            final=True,
+        )

@@ -1,0 +1,87 @@
+"""What a plan is made of: steps with their inputs and outs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+StepKind = Literal["images", "captions", "latents", "text", "train", "samples"]
+STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
+
+View = Literal["pictures", "captions", "pixels", "texts", "base"]
+"""What a step really reads of its inputs; see `sdbuild.data.views`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dep:
+    """An input of a step: a file or folder, relative to the project."""
+
+    path: str
+    viewed: bool = False
+    """The step reads a part of it; when the whole has changed, the step's views decide whether it is stale."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Out:
+    """A file or folder that a step writes, relative to the project."""
+
+    path: str
+    kind: Literal["out", "metric", "plot"] = "out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of one recipe."""
+
+    recipe: str
+    kind: StepKind
+    spec: Mapping[str, Any]
+    """The part of the recipe that this step sees (JSON), with the step kind's `version`."""
+    deps: tuple[Dep, ...]
+    outs: tuple[Out, ...]
+    views: tuple[View, ...] = ()
+    base: Base
+    """Where the base model comes from; only its content counts, see `components`."""
+    components: tuple[str, ...] = ()
+    """Sub-folders of the base that the step reads."""
+    final: bool = False
+    """Its outs are what users want; they are brought back even when no step needs them."""
+
+    @property
+    def name(self) -> str:
+        """Name in messages and on the command line: ``cat:train``."""
+        return f"{self.recipe}:{self.kind}"
+
+    @property
+    def stage(self) -> str:
+        """Name of the DVC stage: ``cat-train``."""
+        return f"{self.recipe}-{self.kind}"
+
+    @property
+    def command(self) -> str:
+        """What DVC runs to build the step; doit runs the same worker."""
+        return f"sdbuild step {self.name}"
+
+    @property
+    def folder(self) -> str:
+        """Folder of the recipe's outs."""
+        return f"build/{self.recipe}"
+
+    @property
+    def params_file(self) -> str:
+        """File that holds the step's spec under `params_key`."""
+        return f"{self.folder}/recipe.json"
+
+    @property
+    def params_key(self) -> str:
+        """Dotted key of the spec in `params_file`."""
+        return f"steps.{self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """The base model as the recipe names it."""
+
+    model: str
+    revision: str | None = None
