@@ -1,0 +1,42 @@
+"""Digest of the parts of a base that a step reads, wherever the base lies. Light."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from sdbuild.errors import DataError, Problem
+from sdbuild.families.layout import component_files
+
+
+def base_digest(folder: Path, components: Iterable[str], hash_file: Callable[[Path], str]) -> str:
+    """Digest the weights, configurations and vocabularies of some components.
+
+    Args:
+        folder: of the base.
+        components: sub-folders, or single files as ``vae/config.json``; order and repeats do not matter.
+        hash_file: digest of a file's content; called once a file.
+
+    Returns:
+        Sha256 (hex) of the files' relative paths and digests.
+
+    Raises:
+        DataError: a component is not there.
+    """
+    digest = hashlib.sha256()
+    files: set[Path] = set()
+    for component in components:
+        found = component_files(folder, component)
+        if not found:
+            raise DataError([Problem(file=str(folder / component), message="is missing; the base is incomplete")])
+        files.update(found)
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in files):
+        digest.update(f"{name}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def md5_file(path: Path) -> str:
+    """Hash a file's content as DVC does."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

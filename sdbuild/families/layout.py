@@ -1,0 +1,168 @@
+"""The folder of a base in diffusers layout: `model_index.json` and a folder for each component. Light."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdbuild.errors import DataError, Problem
+
+INDEX = "model_index.json"
+SUFFIXES = (".json", ".txt", ".safetensors")
+"""Files that are read; everything else (code, pickles, pictures) is passed over."""
+VARIANTS = (".fp16", ".non_ema", ".bf16")
+"""Marks of further copies of the weights, which are neither read, digested nor downloaded."""
+CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+"""Configuration of components that do not call it `config.json`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What `model_index.json` says."""
+
+    file: Path
+    pipeline: str
+    """Class of the pipeline."""
+    components: Mapping[str, str]
+    """Class of each component that is there, by its name."""
+
+
+def read_layout(folder: Path) -> Layout:
+    """Read `model_index.json`.
+
+    Raises:
+        DataError: there is none, or it is not one.
+    """
+    file = folder / INDEX
+    if not file.is_file():
+        raise DataError([Problem(file=str(folder), message=f"is no base in diffusers layout: it has no {INDEX}")])
+    content = read_json(file)
+    pipeline = content.get("_class_name")
+    if not isinstance(pipeline, str):
+        raise DataError([Problem(file=str(file), message="names no pipeline class known to diffusers")])
+    components = {
+        name: value[1]
+        for name, value in content.items()
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+    }
+    return Layout(file=file, pipeline=pipeline, components=components)
+
+
+def read_config(folder: Path, component: str) -> dict[str, Any]:
+    """Read a component's configuration."""
+    return read_json(folder / component / CONFIGS.get(component, "config.json"))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise DataError([Problem(file=str(file), message="is missing; the base is incomplete")]) from None
+    except OSError as error:
+        raise DataError([Problem(file=str(file), message=f"cannot be read ({error.strerror})")]) from error
+    except ValueError:
+        raise DataError([Problem(file=str(file), message="is not JSON; copy the base again")]) from None
+    if not isinstance(content, dict):
+        raise DataError([Problem(file=str(file), message="is not a JSON object; copy the base again")])
+    return content
+
+
+def check(layout: Layout, expected: Mapping[str, str | None]) -> None:
+    """Check that all components are there and whole, without loading them.
+
+    Args:
+        layout: of the base.
+        expected: class of each component, None for any.
+
+    Raises:
+        DataError: lists all problems.
+    """
+    problems = list(_problems(layout, expected))
+    if problems:
+        raise DataError(problems)
+
+
+def component_files(folder: Path, component: str) -> list[Path]:
+    """Files of a component (or the one file of that name) that are read, sorted."""
+    place = folder / component
+    if place.is_file():
+        return [place]
+    found = (path for path in place.rglob("*") if path.suffix in SUFFIXES and not is_variant(path.name))
+    return sorted(path for path in found if path.is_file())
+
+
+def is_variant(name: str) -> bool:
+    """Whether a file holds a further copy of the weights, e.g. ``model.fp16.safetensors``."""
+    return any(f"{mark}." in name or f"{mark}-" in name for mark in VARIANTS)
+
+
+def lacking(folder: Path, components: Iterable[str]) -> list[str]:
+    """Relative paths of files that should be there and are not; "…" stands for any name."""
+    absent = []
+    for component in components:
+        config = f"{component}/{CONFIGS.get(component, 'config.json')}"
+        if not (folder / config).is_file():
+            absent.append(config)
+        elif component not in CONFIGS:
+            files = component_files(folder, component)
+            shards = {name for file in files if file.name.endswith(".index.json") for name in _shards(file)}
+            absent += [f"{component}/{name}" for name in sorted(shards) if not (folder / component / name).is_file()]
+            if not any(file.suffix == ".safetensors" for file in files):
+                absent.append(f"{component}/….safetensors")
+    return absent
+
+
+def _problems(layout: Layout, expected: Mapping[str, str | None]) -> Iterator[Problem]:
+    folder = layout.file.parent
+    for name, cls in expected.items():
+        actual = layout.components.get(name)
+        if actual is None:
+            yield Problem(file=str(layout.file), message=f"has no {name}; a text-to-image base needs one")
+        elif cls is not None and actual != cls:
+            yield Problem(file=str(layout.file), message=f"has a {actual} as {name}; sdbuild knows {cls} there")
+        else:
+            yield from (_absence(folder, path) for path in lacking(folder, [name]))
+            yield from _damages(folder, name)
+
+
+def _absence(folder: Path, path: str) -> Problem:
+    if path.endswith("….safetensors"):
+        message = "has no weights as .safetensors; others (.bin, .ckpt, .fp16) are not read, convert them"
+        return Problem(file=str((folder / path).parent), message=message)
+    return Problem(file=str(folder / path), message="is missing; the base is incomplete")
+
+
+def _damages(folder: Path, component: str) -> Iterator[Problem]:
+    for file in component_files(folder, component):
+        if file.suffix == ".safetensors" and (reason := safetensors_damage(file)):
+            yield Problem(file=str(file), message=f"is damaged ({reason}); copy or download it again")
+
+
+def safetensors_damage(file: Path) -> str | None:
+    """Say what is wrong with a safetensors file by its header and size; None if nothing is."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            return "cut short"
+        try:
+            header = json.loads(stream.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "not safetensors"
+    if size != 8 + length + end:
+        return "cut short" if size < 8 + length + end else "longer than its header says"
+    return None
+
+
+def _shards(index: Path) -> set[str]:
+    shards: dict[str, str] = read_json(index).get("weight_map", {})
+    return {name for name in shards.values() if name.endswith(".safetensors")}
