@@ -12,7 +12,7 @@ from typing import Any
 
 from sdbuild.errors import Problem
 from sdbuild.recipe.document import MAX_BYTES, Node, plain, read
-from sdbuild.recipe.path import FieldPath
+from sdbuild.recipe.path import FieldPath, names_in
 
 EXTENDS = "extends"
 
@@ -93,8 +93,8 @@ class Documents:
         if parent in seen:
             return problem(f"goes in a circle: {' -> '.join([*seen[seen.index(parent) :], parent])}; remove one")
         path = self._project / parent
-        if not path.is_file():
-            near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+        if not os.path.isfile(path):
+            near = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
             hint = f"did you mean {near[0]}?" if near else f"it is looked for beside {document.file}"
             return problem(f"file {parent!r} does not exist ({hint})")
         if not path.resolve().is_relative_to(self._project.resolve()):
@@ -104,16 +104,12 @@ class Documents:
 
 def _read_file(path: Path) -> bytes:
     """Bytes of a file, one more than a recipe may have at most."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise OSError(errno.ENOENT, "the link leads nowhere" if path.is_symlink() else "there is no such file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is no regular file")
     with path.open("rb") as stream:
         return stream.read(MAX_BYTES + 1)
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def entry(node: Node | None, key: str) -> Node | None:

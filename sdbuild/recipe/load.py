@@ -70,7 +70,7 @@ def recipe_files(project: Path) -> list[Path]:
         reason = (error.strerror or "unknown error").lower()
         raise RecipeError([Problem(file=FOLDER, message=f"cannot be read: {reason}")]) from None
     found = (project / FOLDER / name for name in names if name.endswith((".yaml", ".yml")) and name[0] not in "._")
-    return [path for path in found if not path.is_dir()]
+    return [path for path in found if not os.path.isdir(path)]
 
 
 def _relative(path: Path, project: Path) -> str:

@@ -1,6 +1,7 @@
 """Where bases and datasets lie: checks of names and, when a project is given, of the disk.
 
-The validators run with the project's folder as pydantic's context; without one they judge the name only.
+The validators run with the project's folder as pydantic's context; without one they judge the name only. The disk is
+asked through `os.path`, to which a path that is too long or may not be looked at is one that is not there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationInfo
 
+from sdbuild.recipe.path import names_in
 from sdbuild.recipe.spec import refuse
 
 EMBEDDED: dict[str, str] = {"emoji-64": "emoji-64"}
@@ -41,7 +43,7 @@ def base_folder(model: str, project: Path) -> Path | None:
     if model in EMBEDDED:
         return embedded_folder(model)
     folder = project / model
-    return folder if is_path(model) or folder.is_dir() else None
+    return folder if is_path(model) or os.path.isdir(folder) else None
 
 
 def base_model(model: str, info: ValidationInfo) -> str:
@@ -63,14 +65,14 @@ def _check_base(model: str, project: Path) -> None:
     if model.startswith("~"):
         raise refuse("~ is not expanded; write the whole path")
     folder = project / model
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+    if os.path.isdir(folder):
+        if not os.path.isfile(folder / "model_index.json"):
             raise refuse(f"{model!r} has no model_index.json; name a folder in diffusers' layout")
-    elif folder.exists():
+    elif os.path.exists(folder):
         raise refuse(f"{model!r} is a file; name a folder in diffusers' layout")
     elif is_tracked(model, project):
         return
-    elif is_path(model) or (is_hub_id(model) and (project / model.split("/")[0]).is_dir()):
+    elif is_path(model) or (is_hub_id(model) and os.path.isdir(project / model.split("/")[0])):
         raise refuse(f"folder {model!r} does not exist{_near(folder, project)}")
     elif not is_hub_id(model):
         near = difflib.get_close_matches(model, EMBEDDED, n=1)
@@ -100,10 +102,10 @@ def dataset_folder(path: str, info: ValidationInfo) -> str:
 
 def _check_dataset(path: str, project: Path) -> None:
     folder = project / path
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if not os.path.realpath(folder).startswith(os.path.realpath(project) + os.sep):
             raise refuse(f"{path!r} leads out of the project by a link; move the pictures inside it")
-    elif folder.exists():
+    elif os.path.exists(folder):
         raise refuse(f"{path!r} is a file; name the folder of the pictures")
     elif not is_tracked(path, project):
         hint = _near(folder, project) or "; put pictures there, or run dvc pull if a teammate tracks it"
@@ -112,15 +114,15 @@ def _check_dataset(path: str, project: Path) -> None:
 
 def _near(folder: Path, project: Path) -> str:
     """The folder that was meant, if one beside it has nearly the same name."""
-    beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-    near = difflib.get_close_matches(folder.name, sorted(beside), n=1)
+    beside = [name for name in names_in(folder.parent) if os.path.isdir(folder.parent / name)]
+    near = difflib.get_close_matches(folder.name, beside, n=1)
     return f" (did you mean {os.path.relpath(folder.parent / near[0], project)}?)" if near else ""
 
 
 def is_tracked(path: str, project: Path) -> bool:
     """Whether DVC tracks a folder or one that it lies in, so that it may be absent."""
     tracked = PurePosixPath(path)
-    return any((project / f"{folder}.dvc").is_file() for folder in (tracked, *tracked.parents) if folder.name)
+    return any(os.path.isfile(project / f"{folder}.dvc") for folder in (tracked, *tracked.parents) if folder.name)
 
 
 def overlaps(one: str, other: str) -> bool:

@@ -116,6 +116,15 @@ def test_a_hub_id_may_have_a_revision(project: Path) -> None:
     assert load_project(project)[0].base.revision == "v1"
 
 
+@pytest.mark.parametrize(
+    "text", ["base: {{model: {}}}", "datasets: [{{path: {}}}]\nbase: {{model: a/b}}", "extends: {}"]
+)
+@pytest.mark.parametrize("name", ["x" * 5000, "./" + "x" * 300, "a/" * 3000, '"a\\0b"'])
+def test_names_that_no_disk_can_hold(project: Path, text: str, name: str) -> None:
+    write(project, cat=text.format(name))
+    assert complaints(project)
+
+
 def test_where_a_base_lies(project: Path) -> None:
     put(project, "models/sd/model_index.json")
     assert base_folder("emoji-64", project) == embedded_folder("emoji-64")
