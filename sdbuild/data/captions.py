@@ -277,7 +277,7 @@ def _read_text(path: Path, name: str) -> str | Problem:
         data = path.read_bytes()
     except FileNotFoundError:
         reason = (
-            "a link to a file that is not there; mend or delete it" if path.is_symlink() else "there is no such file"
+            "links to a file that is not there; mend or delete it" if path.is_symlink() else "there is no such file"
         )
         return Problem(file=name, message=reason)
     except OSError as error:
@@ -293,8 +293,8 @@ def _read_text(path: Path, name: str) -> str | Problem:
 
 
 def _clean(text: str) -> str:
-    """One line in NFC: lines are joined, runs of white space become one space, control characters go."""
-    visible = "".join(" " if character < " " or character == "\x7f" else character for character in nfc(text))
+    """One line in NFC: lines are joined, runs of white space become one space, what is invisible goes."""
+    visible = "".join(" " if character < " " or character in "\x7f\ufeff" else character for character in nfc(text))
     return " ".join(visible.split())
 
 

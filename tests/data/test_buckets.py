@@ -1,0 +1,72 @@
+"""Properties of buckets, over many settings and sizes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+
+import pytest
+
+from sdbuild.data.buckets import CROPS, bucket_sizes, fit_to_bucket, nearest_bucket
+
+SETTINGS = [
+    (resolution, step, aspect)
+    for resolution, step, aspect in product((64, 256, 512, 1024), (8, 32, 64), (1, 1.5, 2, 4))
+    if resolution % step == 0
+]
+SHAPES = [(1, 1), (64, 64), (100, 99), (99, 100), (640, 480), (480, 640), (1920, 817), (7, 2000), (2000, 7), (513, 511)]
+
+
+def test_buckets_of_the_documented_example() -> None:
+    expected = ((48, 80), (56, 72), (64, 64), (72, 56), (80, 48))
+    assert bucket_sizes(64, 8, 2) == expected
+
+
+@pytest.mark.parametrize(("resolution", "step", "aspect"), SETTINGS)
+def test_buckets_keep_their_bounds(resolution: int, step: int, aspect: float) -> None:
+    sizes = bucket_sizes(resolution, step, aspect)
+    assert (resolution, resolution) in sizes
+    assert len(set(sizes)) == len(sizes)
+    for width, height in sizes:
+        assert width * height <= resolution * resolution
+        assert width % step == height % step == 0
+        assert max(width, height) <= aspect * min(width, height)
+        assert (height, width) in sizes
+    for one, other in product(sizes, sizes):
+        assert one == other or one[0] > other[0] or one[1] > other[1], "none fits into another"
+
+
+@pytest.mark.parametrize(("resolution", "step", "aspect"), SETTINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_nearest_bucket_is_nearest(resolution: int, step: int, aspect: float, shape: tuple[int, int]) -> None:
+    def distance(size: tuple[int, int]) -> Fraction:
+        ratio = Fraction(size[0] * shape[1], size[1] * shape[0])
+        return max(ratio, 1 / ratio)
+
+    sizes = bucket_sizes(resolution, step, aspect)
+    assert distance(nearest_bucket(*shape, sizes)) == min(map(distance, sizes))
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_fit_covers_the_bucket(shape: tuple[int, int], crop: str) -> None:
+    for bucket in bucket_sizes(256, 64, 4):
+        fit = fit_to_bucket(*shape, bucket, crop)
+        room = (fit.resize[0] - bucket[0], fit.resize[1] - bucket[1])
+        assert min(room) == 0
+        assert 0 <= fit.crop[0] <= room[0]
+        assert 0 <= fit.crop[1] <= room[1]
+        exact = Fraction(shape[0], shape[1]) * fit.resize[1]
+        assert room[1] > 0 or room[0] == 0 or abs(fit.resize[0] - exact) <= Fraction(1, 2)
+
+
+def test_where_the_crop_lies() -> None:
+    crops = {crop: fit_to_bucket(100, 300, (50, 50), crop).crop for crop in CROPS}
+    assert crops == {"center": (0, 50), "top": (0, 0), "bottom": (0, 100), "left": (0, 50), "right": (0, 50)}
+    crops = {crop: fit_to_bucket(300, 100, (50, 50), crop).crop for crop in CROPS}
+    assert crops == {"center": (50, 0), "top": (50, 0), "bottom": (50, 0), "left": (0, 0), "right": (100, 0)}
+
+
+def test_a_picture_of_the_bucket_s_size_stays_as_it_is() -> None:
+    fit = fit_to_bucket(64, 64, nearest_bucket(64, 64, bucket_sizes(64, 8, 2)))
+    assert (fit.bucket, fit.resize, fit.crop) == ((64, 64), (64, 64), (0, 0))

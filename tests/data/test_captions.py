@@ -1,0 +1,270 @@
+"""Captions from every place, and a clear word for each that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdbuild.data.captions import (
+    CAPTIONERS,
+    Captions,
+    caption_from_name,
+    caption_records,
+    template_problem,
+    with_trigger,
+)
+from sdbuild.data.records import ImageRecord
+from tests.data.files import write
+
+FOLDER = "datasets/x"
+
+
+def image(name: str, *duplicates: str, dataset: int = 0) -> ImageRecord:
+    return ImageRecord(
+        path=f"{FOLDER}/{name}",
+        dataset=dataset,
+        digest=name,
+        width=8,
+        height=8,
+        bucket=(8, 8),
+        resize=(8, 8),
+        crop=(0, 0),
+        split="train",
+        duplicates=tuple(f"{FOLDER}/{duplicate}" for duplicate in duplicates),
+    )
+
+
+def run(project: Path, *images: ImageRecord | str, trigger: str = "", files: Any = None, **caption: Any) -> Captions:
+    (project / FOLDER).mkdir(parents=True, exist_ok=True)
+    for name, content in (files or {}).items():
+        write(project / FOLDER / name, content)
+    rows = [image(row) if isinstance(row, str) else row for row in images]
+    caption.setdefault("from", "sidecar")
+    return caption_records(rows, {"datasets": [{"path": FOLDER, "caption": caption, "trigger": trigger}]}, project)
+
+
+def texts(captions: Captions) -> dict[str, str]:
+    assert captions.problems == ()
+    return {row.digest: row.text for row in captions.records}
+
+
+def problem(captions: Captions) -> str:
+    (only,) = captions.problems
+    return str(only)
+
+
+def test_sidecars(tmp_path: Path) -> None:
+    files = {"a.txt": "a cat\n", "b.caption": " a dog,\n sitting\r\n", "sub/c.txt": b"\xef\xbb\xbfa fox", "d.TXT": "d"}
+    captions = run(tmp_path, "a.png", "b.jpg", "sub/c.png", "d.png", files=files)
+    assert texts(captions) == {"a.png": "a cat", "b.jpg": "a dog, sitting", "sub/c.png": "a fox", "d.png": "d"}
+    assert {row.origin for row in captions.records} == {"sidecar"}
+
+
+@pytest.mark.parametrize("source", sorted(CAPTIONERS))
+def test_a_sidecar_always_wins(tmp_path: Path, source: str) -> None:
+    files = {"a.txt": "by hand", "captions.jsonl": '{"file": "a.png", "caption": "other"}'}
+    captions = run(tmp_path, "a.png", files=files, **{"from": source, "template": "other"})
+    assert texts(captions) == {"a.png": "by hand"}
+    assert captions.records[0].origin == "sidecar"
+
+
+def test_a_missing_caption(tmp_path: Path) -> None:
+    message = problem(run(tmp_path, "a.b.png"))
+    assert message.startswith(f"{FOLDER}/a.b.png: no caption: write one into a.b.txt beside it, or set caption")
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    captions = run(tmp_path, "a.png", "b.png", "c.png", files={"b.txt": "", "c.txt": "fine"})
+    assert [str(each).split(": ")[0] for each in captions.problems] == [f"{FOLDER}/a.png", f"{FOLDER}/b.txt"]
+    assert [row.text for row in captions.records] == ["fine"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"a\.txt: this caption is empty; write what the picture shows"),
+        (b" \n\xef\xbb\xbf\n", r"this caption is empty"),
+        (b"\xef\xbb\xbf", r"this caption is empty"),
+        ("ok\ncaf\u00e9".encode("latin-1"), r"a\.txt:2: not UTF-8 \(byte 0xe9.*save it as UTF-8"),
+        ("a cat".encode("utf-16"), r"a\.txt: is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_bad_sidecars(tmp_path: Path, content: bytes, message: str) -> None:
+    assert re.search(message, problem(run(tmp_path, "a.png", files={"a.txt": content})))
+
+
+def test_a_broken_link_as_sidecar(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / "a.txt").symlink_to("nowhere")
+    assert problem(run(tmp_path, "a.png")).endswith("a.txt: links to a file that is not there; mend or delete it")
+
+
+def test_two_sidecars_must_agree(tmp_path: Path) -> None:
+    captions = run(tmp_path, "a.png", files={"a.txt": "one", "a.caption": "two"})
+    assert problem(captions) == f"{FOLDER}/a.txt: says another caption than a.caption beside it; keep one of the two"
+    assert texts(run(tmp_path, "a.png", files={"a.caption": "one\n"})) == {"a.png": "one"}
+
+
+def test_duplicates_share_a_caption(tmp_path: Path) -> None:
+    captions = run(tmp_path, image("a.png", "b.png", "c.png"), files={"b.txt": "b"})
+    assert texts(captions) == {"a.png": "b"}
+    captions = run(tmp_path, image("a.png", "b.png", "c.png"), files={"c.txt": "c"})
+    assert texts(captions) == {"a.png": "b"}
+    assert captions.warnings == (
+        f"1 picture occurs more than once with different captions; the first path's is used ({FOLDER}/a.png)",
+    )
+
+
+def test_names_across_unicode_forms(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "é 猫 кот.png")
+    assert texts(run(tmp_path, name, files={"é 猫 кот.txt": "found"})) == {name: "found"}
+    captions = run(tmp_path, unicodedata.normalize("NFD", "café.png"), **{"from": "filename"})
+    assert captions.records[0].text == unicodedata.normalize("NFC", "café")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cat", "cat"),
+        ("cat_face-02", "cat face"),
+        ("red_fox (1)", "red fox"),
+        ("red fox 1 2 [3]", "red fox"),
+        ("3d_render", "3d render"),
+        ("boeing747", "boeing747"),
+        ("小猫_003", "小猫"),
+        ("a--b__c", "a b c"),
+        ("0001", ""),
+        ("_-_", ""),
+    ],
+)
+def test_words_of_a_name(name: str, words: str) -> None:
+    assert caption_from_name(name) == words
+
+
+def test_a_name_without_words(tmp_path: Path) -> None:
+    message = problem(run(tmp_path, "0001.png", **{"from": "filename"}))
+    assert message == (
+        f"{FOLDER}/0001.png: its name has no words to make a caption of: rename it, or write a caption into 0001.txt"
+    )
+    assert texts(run(tmp_path, image("1.png", "a cat.png"), **{"from": "filename"})) == {"1.png": "a cat"}
+
+
+def test_templates(tmp_path: Path) -> None:
+    options = {"from": "template", "template": "{trigger}, a {name}  in {folder} {{x}}"}
+    captions = run(tmp_path, "big cats/a_cat-1.png", "b.png", trigger="sks", **options)
+    assert texts(captions) == {"big cats/a_cat-1.png": "sks, a a cat in big cats {x}", "b.png": "sks, a b in x {x}"}
+    assert {row.origin for row in captions.records} == {"template"}
+    assert texts(run(tmp_path, "b.png", **{"from": "template", "text": "a {stem}"})) == {"b.png": "a b"}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{names}", "did you mean {name}?"),
+        ("{name.__class__}", "unknown field"),
+        ("{name[0]}", "unknown field"),
+        ("{name!r}", "unknown field"),
+        ("{name:>9999999}", "unknown field"),
+        ("{}", "unknown field"),
+        ("{name", "not a template"),
+        ("a } b", "not a template"),
+    ],
+)
+def test_wrong_templates(tmp_path: Path, template: str, message: str) -> None:
+    assert message in (template_problem(template) or "")
+    captions = run(tmp_path, "a.png", "b.png", **{"from": "template", "template": template})
+    assert message in problem(captions)
+
+
+def test_an_empty_template(tmp_path: Path) -> None:
+    message = problem(run(tmp_path, "1.png", **{"from": "template", "template": "{name}"}))
+    assert "the template gives an empty caption" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat", "sks a cat"),
+        ("a photo of SKS cat", "a photo of SKS cat"),
+        ("sks, a cat", "sks, a cat"),
+        ("sksy", "sks sksy"),
+    ],
+)
+def test_triggers(text: str, expected: str) -> None:
+    assert with_trigger(text, "sks") == expected
+    assert with_trigger(text, "") == text
+
+
+def test_triggers_of_special_characters() -> None:
+    assert with_trigger("a cat", "<s1> (x)") == "<s1> (x) a cat"
+    assert with_trigger("<s1> (x) a cat", "<s1> (x)") == "<s1> (x) a cat"
+
+
+def jsonl(*rows: Any) -> str:
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = jsonl(
+        {"file": "a.png", "caption": "a\ncat", "extra": 1},
+        "",
+        {"file_name": "./sub/b.png", "text": "a \u2028 dog"},
+        {"file": unicodedata.normalize("NFD", "é.png"), "caption": "c"},
+        {"file": "elsewhere.png", "caption": "not in this set"},
+        {"file": "a.png", "caption": "a cat"},
+    )
+    captions = run(tmp_path, "a.png", "sub/b.png", "é.png", files={"captions.jsonl": rows}, **{"from": "jsonl"})
+    assert texts(captions) == {"a.png": "a cat", "sub/b.png": "a dog", "é.png": "c"}
+    assert {row.origin for row in captions.records} == {"jsonl"}
+
+
+def test_json_lines_with_other_names(tmp_path: Path) -> None:
+    files = {"meta.jsonl": jsonl({"image": "a.png", "long": "a cat"})}
+    options = {"from": "jsonl", "file": "meta.jsonl", "name_key": "image", "text_key": "long"}
+    assert texts(run(tmp_path, "a.png", files=files, **options)) == {"a.png": "a cat"}
+
+
+def test_bad_json_lines(tmp_path: Path) -> None:
+    rows = jsonl(
+        {"file": "a.png", "caption": "a"},
+        "{oops",
+        "[1]",
+        {"caption": "x"},
+        {"file": "b.png", "caption": 1},
+        {"file": "b.png", "caption": " "},
+        {"file": "b.png", "caption": "\ud800"},
+        {"file": "a.png", "caption": "b"},
+        "[" * 100_000,
+    )
+    captions = run(tmp_path, "a.png", files={"captions.jsonl": rows}, **{"from": "jsonl"})
+    lines = [each.line for each in captions.problems]
+    assert lines == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert str(captions.problems[0]).startswith(f"{FOLDER}/captions.jsonl:2: not JSON")
+    assert "`file` is missing or not a text; write {" in str(captions.problems[2])
+    assert "a second caption for a.png; keep one" in str(captions.problems[6])
+
+
+def test_json_lines_that_are_not_there(tmp_path: Path) -> None:
+    captions = run(tmp_path, "a.png", "b.png", **{"from": "jsonl"})
+    assert problem(captions) == f"{FOLDER}/captions.jsonl: there is no such file"
+    files = {"captions.jsonl": jsonl({"file": "a.png", "caption": "a"})}
+    assert "no caption: add a line with its name to" in problem(
+        run(tmp_path, "b.png", files=files, **{"from": "jsonl"})
+    )
+    outside = run(tmp_path, "a.png", **{"from": "jsonl", "file": "../../secret"})
+    assert "must lie inside its dataset's folder" in problem(outside)
+
+
+def test_control_characters_go(tmp_path: Path) -> None:
+    assert texts(run(tmp_path, "a.png", files={"a.txt": b"a\x00 \x1b[1mcat\x7f"})) == {"a.png": "a [1mcat"}
+
+
+def test_a_dataset_that_is_gone(tmp_path: Path) -> None:
+    spec = {"datasets": [{"path": FOLDER, "caption": {"from": "sidecar"}, "trigger": ""}]}
+    captions = caption_records([image("a.png")], spec, tmp_path)
+    assert problem(captions) == f"{FOLDER}: this folder cannot be listed (No such file or directory)"
