@@ -120,11 +120,10 @@ def _model(family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, 
     else:
         assert inputs.text is not None
         keys = read_texts(inputs.text)
-        wanted = {example.text for example in (*data.examples, *data.holdout)} | (
-            {""} if settings.caption_dropout else set()
-        )
-        if wanted - keys.keys():
-            raise StepError(f"no text item for {min(wanted - keys.keys())!r}; build the text step again")
+        wanted = {example.text for example in (*data.examples, *data.holdout)}
+        missing = (wanted | {""} if settings.caption_dropout else wanted) - keys.keys()
+        if missing:
+            raise StepError(f"no text item for {min(missing)!r}; build the text step again")
         conditions = Stored(item=Cache(read=ShardReader(inputs.text).read), keys=keys, device=device)
     adapter = methods.load(method["kind"]).inject(modules, method, seed=settings.seed)
     return Model(denoiser=denoiser, adapter=adapter, conditions=conditions)
@@ -254,13 +253,14 @@ def _warn_of_small_buckets(examples: Sequence[Example], batch: int, warn: Callab
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
     """Use deterministic algorithms on the CPU, where they cost nothing, and leave global generators as they were."""
-    before, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    before, fill = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.use_deterministic_algorithms(device.type == "cpu")
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        memory.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            memory.fill_uninitialized_memory = fill

@@ -21,6 +21,8 @@ class Example:
 
     key: str
     """Names the record in random draws."""
+    digest: str
+    """Of its pixels."""
     text: str
     latents: tuple[str, ...]
     """Keys of its latent and of the latent's variants."""
@@ -31,7 +33,7 @@ class Example:
     @property
     def name(self) -> str:
         """What to call it in a message."""
-        return f"{self.text!r} ({self.key.split(':')[-1][:12]})"
+        return f"{self.text!r} ({self.digest[:12]})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,15 +141,12 @@ class Batches:
             )
             for key, example in zip(distinct(example.key for example in examples), examples, strict=True)
         ]
-        variants = [
-            example.latents[int(drawn.variant * len(example.latents))]
-            for example, drawn in zip(examples, draws, strict=True)
-        ]
-        items = [self.latent(key) for key in variants]
+        pairs = list(zip(examples, draws, strict=True))
+        items = [self.latent(example.latents[int(drawn.variant * len(example.latents))]) for example, drawn in pairs]
         mean, logvar = (torch.stack([item[name] for item in items]) for name in ("mean", "logvar"))
         # Kingma and Welling 2014, section 2.4: z = mean + sigma * noise. Diffusers clamps the log-variance alike.
         x = mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * torch.stack([drawn.latent for drawn in draws])
-        texts = ["" if drawn.without_caption else example.text for example, drawn in zip(examples, draws, strict=True)]
+        texts = ["" if drawn.without_caption else example.text for example, drawn in pairs]
         return Batch(
             x=self.scale(x).to(self.device, non_blocking=True),
             noise=torch.stack([drawn.noise for drawn in draws]).to(self.device, non_blocking=True),

@@ -39,6 +39,7 @@ def read_examples(
         split[record.split].append(
             Example(
                 key=record.key,
+                digest=record.digest,
                 text=record.text,
                 latents=variants,
                 shape=_shape(reader, variants[0]),
@@ -77,6 +78,5 @@ def _rows(folder: Path) -> Iterator[Mapping[str, Any]]:
             for line in file:
                 yield json.loads(line)
     except (OSError, ValueError) as error:
-        raise StepError(
-            f"{folder.name}/{INDEX} cannot be read ({error}); build the {folder.name} step again"
-        ) from error
+        message = f"{folder.name}/{INDEX} cannot be read ({error}); build the {folder.name} step again"
+        raise StepError(message) from error

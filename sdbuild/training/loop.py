@@ -1,4 +1,4 @@
-"""The training loop: maintenance first, then a step. Every state, the last one too, passes through the same maintenance.
+"""The training loop: maintenance first, then a step, so that the last state needs no epilogue of its own.
 
 Nothing that the loop draws depends on what came before, so going on from any checkpoint gives the bytes of a run that
 was never stopped.
@@ -63,14 +63,15 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
     clock = Clock(state.seconds)
     report = Report(progress=progress, total=plan.steps)
     pending = Pending(plan=plan, state=state)
+    limit = math.inf if plan.clip is None else plan.clip
     parameters = [parameter for _, parameter in state.adapter.parameters()]
     try:
         while True:
-            report(state)
             if checkpoints.due(state.step) or (state.step == plan.steps and checkpoints.saved != plan.steps):
                 pending.settle()
                 state.seconds = clock.seconds
                 checkpoints.save(state.snapshot())
+            report(state)
             if state.step == plan.steps:
                 return
 
@@ -79,9 +80,7 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
             losses = plan.losses_of(state.step)
             state.optimizer.zero_grad(set_to_none=True)
             losses.mean().backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(
-                parameters, math.inf if plan.clip is None else plan.clip, foreach=True
-            )
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             with uninterrupted():
                 set_rate(state.optimizer, plan.rate_of(state.step))
                 state.optimizer.step()

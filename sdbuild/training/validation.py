@@ -49,9 +49,7 @@ class Validation:
 
     def _batch(self, pairs: Sequence[tuple[Example, int]]) -> Batch:
         drawn = [
-            fixed_draw(
-                example.key.split(":")[-1], index, shape=example.shape, timesteps=self.timesteps, draws=self.draws
-            )
+            fixed_draw(example.digest, index, shape=example.shape, timesteps=self.timesteps, draws=self.draws)
             for example, index in pairs
         ]
         x = torch.stack([self.latent(example.latents[0])["mean"] for example, _ in pairs])

@@ -1,0 +1,277 @@
+"""The train step: what it writes, and that stopping it changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sdbuild.errors import DataError, RecipeError, StepError
+from sdbuild.steps import train
+from sdbuild.steps.contract import Inputs, Items
+from tests.tiny import make_pipeline
+from tests.training.material import Listener, make_inputs, make_spec
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"), base, holdout=2)
+
+
+def build(spec: Mapping[str, Any], inputs: Inputs, listener: Listener, out: str = "out") -> Items:
+    folder = listener.folder / out
+    folder.mkdir(parents=True)
+    return train.run(spec, inputs, folder, listener)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the hash of every file but for the time that metrics tell."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "metrics.json":
+                data = json.dumps(json.loads(data) | {"seconds": 0}).encode()
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def test_writes_adapter_metrics_and_losses(tmp_path: Path, inputs: Inputs) -> None:
+    listener = Listener(tmp_path)
+    items = build(make_spec(schedule="cosine", warmup=2), inputs, listener)
+    out = tmp_path / "out"
+    assert items == Items(total=6, computed=6)
+    assert sorted(digests(out)) == [
+        "adapter/pytorch_lora_weights.safetensors",
+        "adapter/tiny.safetensors",
+        "loss.csv",
+        "metrics.json",
+    ]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics) == ["train_loss", "validation_loss", "steps", "pictures", "holdout", "seconds"]
+    assert (metrics["steps"], metrics["pictures"], metrics["holdout"]) == (6, 4, 2)
+    assert metrics["validation_loss"]["base"] != metrics["validation_loss"]["adapter"]
+    lines = (out / "loss.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,learning_rate"
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3", "4", "5", "6"]
+    assert [float(line.split(",")[2]) for line in lines[1:4]] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
+    assert listener.told[0] == (0, {})
+    assert listener.told[-1][0] == 6
+    assert listener.told[-1][1]["loss"] == pytest.approx(sum(float(line.split(",")[1]) for line in lines[1:]) / 6)
+
+
+def test_header_says_what_the_adapter_is_and_was_made_of(tmp_path: Path, inputs: Inputs) -> None:
+    build(make_spec(method={"alpha": 1.0}), inputs, Listener(tmp_path))
+    with safe_open(tmp_path / "out/adapter/tiny.safetensors", framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert header["modelspec.sai_model_spec"] == "1.0.0"
+    assert header["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert header["modelspec.title"] == "tiny"
+    assert header["modelspec.resolution"] == "64x64"
+    assert header["modelspec.prediction_type"] == "epsilon"
+    assert len(header["modelspec.hash_sha256"]) == 66
+    assert header["ss_network_module"] == "networks.lora"
+    assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_steps"]) == ("2", "1.0", "6")
+    assert json.loads(header["ss_tag_frequency"])["1_dataset0"]["picture number 3"] == 1
+    assert header["sdbuild.recipe"] == "tiny"
+    assert header["sdbuild.base_digest"] == "0" * 64
+    assert {"sdbuild.recipe_digest", "sdbuild.data_digest", "sdbuild.torch_version"} <= header.keys()
+    assert {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")} == {1.0}
+    assert all(name.startswith("lora_unet_") for name in tensors)
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, inputs: Inputs) -> None:
+    spec = make_spec(caption_dropout=0.5, method={"dropout": 0.2})
+    build(spec, inputs, Listener(tmp_path / "a"))
+    torch.rand(7)
+    build(spec, inputs, Listener(tmp_path / "b"))
+    assert digests(tmp_path / "a/out") == digests(tmp_path / "b/out")
+
+
+def test_the_seed_changes_the_adapter_and_global_generators_stay(tmp_path: Path, inputs: Inputs) -> None:
+    before = torch.random.get_rng_state()
+    build(make_spec(seed=1), inputs, Listener(tmp_path / "a"))
+    build(make_spec(seed=2), inputs, Listener(tmp_path / "b"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert digests(tmp_path / "a/out") != digests(tmp_path / "b/out")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("error", [RuntimeError("stopped"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_resumed_training_gives_the_bytes_of_one_never_stopped(
+    tmp_path: Path, inputs: Inputs, optimizer: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbuild.training.loop.REPORT_SECONDS", 0)
+    spec = make_spec(
+        optimizer=optimizer, schedule="linear", caption_dropout=0.3, method={"dropout": 0.1}, checkpoint_every=2
+    )
+    build(spec, inputs, Listener(tmp_path / "whole"))
+    monkeypatch.setattr("sdbuild.training.checkpoint.SHARE", 1e9)
+    for number, stop in enumerate([3, 5, 5]):
+        with pytest.raises(type(error)):
+            build(spec, inputs, Listener(tmp_path / "stopped", stop_at=stop, error=error), f"out{number}")
+    items = build(spec, inputs, Listener(tmp_path / "stopped"))
+    assert 0 < items.computed < 6
+    assert digests(tmp_path / "stopped/out") == digests(tmp_path / "whole/out")
+
+
+def test_ctrl_c_saves_the_very_step(tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbuild.training.loop.REPORT_SECONDS", 0)
+    spec = make_spec(checkpoint_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        build(spec, inputs, Listener(tmp_path, stop_at=5, error=KeyboardInterrupt()), "first")
+    assert build(spec, inputs, Listener(tmp_path)).computed == 1
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path, inputs: Inputs) -> None:
+    listener = Listener(tmp_path)
+    build(make_spec(), inputs, listener, "first")
+    assert build(make_spec(), inputs, listener, "second") == Items(total=6, computed=0)
+    assert digests(tmp_path / "first") == digests(tmp_path / "second")
+
+
+def test_another_spec_starts_anew(tmp_path: Path, inputs: Inputs) -> None:
+    listener = Listener(tmp_path)
+    build(make_spec(), inputs, listener, "first")
+    assert build(make_spec(learning_rate=2e-2), inputs, listener, "second").computed == 6
+    assert listener.warnings == []
+
+
+def test_other_data_start_anew(tmp_path: Path, base: Path, inputs: Inputs) -> None:
+    listener = Listener(tmp_path)
+    build(make_spec(), inputs, listener, "first")
+    other = make_inputs(tmp_path / "inputs", base, holdout=1)
+    assert build(make_spec(), other, listener, "second").computed == 6
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbuild.training.checkpoint.SHARE", 1e9)
+    listener = Listener(tmp_path)
+    build(make_spec(), inputs, listener, "first")
+    newest, before = sorted(listener.scratch.glob("step-*"), reverse=True)
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+    assert build(make_spec(), inputs, listener, "second").computed == 1
+    assert listener.warnings == [
+        "step-000000006.safetensors is damaged and is not used; going on from the checkpoint before it"
+    ]
+    before.write_bytes(before.read_bytes()[:100])
+    (listener.scratch / newest.name).write_bytes(b"")
+    assert build(make_spec(), inputs, listener, "third").computed == 6
+    assert digests(tmp_path / "first") == digests(tmp_path / "third")
+
+
+def test_without_holdout_there_is_no_validation(tmp_path: Path, base: Path) -> None:
+    build(make_spec(steps=1), make_inputs(tmp_path / "inputs", base), Listener(tmp_path))
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["validation_loss"] is None
+
+
+def test_several_shapes_and_bfloat16(tmp_path: Path, base: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs", base, shapes=[(4, 8, 8), (4, 16, 8)], holdout=2)
+    listener = Listener(tmp_path)
+    build(make_spec(precision="bfloat16", batch=4), inputs, listener)
+    tensors = load_file(tmp_path / "out/adapter/tiny.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_up" in name)
+    assert listener.warnings == ["2 of 2 buckets have fewer pictures than train.batch 4; batches are smaller there"]
+
+
+def test_the_text_encoder_trains_too(tmp_path: Path, base: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs", base, holdout=1, text=False)
+    build(make_spec(method={"text_encoder": True}, caption_dropout=0.2), inputs, Listener(tmp_path))
+    tensors = load_file(tmp_path / "out/adapter/tiny.safetensors")
+    trained = [name for name in tensors if name.startswith("lora_te_text_model_") and name.endswith("lora_up.weight")]
+    assert len(trained) == 12
+    assert all(tensors[name].abs().max() > 0 for name in trained)
+
+
+def test_a_loss_that_is_not_finite_names_step_pictures_and_setting(tmp_path: Path, base: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs", base, broken=3)
+    with pytest.raises(
+        StepError, match=r"(?s)step \d of 6: the loss is nan for 'picture number 3' \(\w{12}\)\nlower train"
+    ):
+        build(make_spec(), inputs, Listener(tmp_path))
+    for path in (tmp_path / "scratch").glob("step-*"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+
+
+def test_all_pictures_held_out(tmp_path: Path, base: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs", base, pictures=2, holdout=2)
+    with pytest.raises(DataError, match="nothing to train on: all pictures are held out; lower `holdout`"):
+        build(make_spec(), inputs, Listener(tmp_path))
+
+
+def test_a_target_that_matches_nothing(tmp_path: Path, inputs: Inputs) -> None:
+    with pytest.raises(RecipeError, match=r"method.targets: 'to_x' matches no linear layer .* \(did you mean to_"):
+        build(make_spec(method={"targets": ["to_x"]}), inputs, Listener(tmp_path))
+
+
+def test_a_caption_without_item(tmp_path: Path, base: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs", base)
+    index = tmp_path / "inputs/text/index.jsonl"
+    index.write_text("".join(f"{line}\n" for line in index.read_text().splitlines() if "number 3" not in line))
+    with pytest.raises(StepError, match="no text item for 'picture number 3'; build the text step again"):
+        build(make_spec(), inputs, Listener(tmp_path))
+
+
+PROGRAM = """
+import json, os, signal, sys
+from pathlib import Path
+from sdbuild.steps import train
+from sdbuild.steps.contract import Inputs
+from tests.training.material import Listener
+import sdbuild.training.loop as loop
+import sdbuild.training.checkpoint as checkpoint
+loop.REPORT_SECONDS, checkpoint.SHARE = 0, 1e9
+spec, folders, folder, stops = json.loads(sys.argv[1])
+inputs = Inputs(**{name: Path(path) for name, path in folders.items()})
+
+class Deadly(Listener):
+    def progress(self, done, total, unit, **figures):
+        if done == self.stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+for stop in stops:
+    if os.fork() == 0:
+        out = Path(folder) / f"out{stop}"
+        out.mkdir(parents=True)
+        train.run(spec, inputs, out, Deadly(Path(folder), stop_at=stop))
+        os._exit(0)
+    print(-os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_killed_at_several_steps_the_bytes_are_the_same(tmp_path: Path, inputs: Inputs) -> None:
+    spec = make_spec(checkpoint_every=2)
+    build(spec, inputs, Listener(tmp_path / "whole"))
+    folders = {name: str(getattr(inputs, name)) for name in ("project", "base", "captions", "latents", "text")}
+    argument = json.dumps([spec, folders, str(tmp_path / "killed"), [1, 3, 5]])
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, argument],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.stdout.split() == [str(int(signal.SIGKILL))] * 3, run.stderr
+    assert build(spec, inputs, Listener(tmp_path / "killed")).computed == 2
+    assert digests(tmp_path / "killed/out") == digests(tmp_path / "whole/out")
