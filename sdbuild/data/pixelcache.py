@@ -19,6 +19,9 @@ from typing import TypeVar
 VERSION = 1
 """Raised when a picture's pixels come out differently: all pictures are then decoded again."""
 
+CACHE_NAME = "pixels.sqlite"
+"""Name of the cache beside the item stores, in `.sdbuild/items`."""
+
 RACY_NS = 2_000_000_000
 """A file changed this shortly ago may change again within one tick of its clock: its identity is not recorded."""
 

@@ -8,14 +8,11 @@ from typing import Any
 
 from sdbuild.data.examine import examine
 from sdbuild.data.listing import PICTURES, ending, scan
-from sdbuild.data.pixelcache import PixelCache
+from sdbuild.data.pixelcache import CACHE_NAME, PixelCache
 from sdbuild.data.placing import Findings, hold_out, place
 from sdbuild.data.records import SkippedImage, write_images
 from sdbuild.errors import DataError, Problem
 from sdbuild.steps.contract import Context, Inputs, Items
-
-CACHE = "pixels.sqlite"
-"""Name of the pixel cache beside the item stores."""
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -29,7 +26,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     examined = examine(
         {path for _, path in found},
         inputs.project,
-        PixelCache(context.items / CACHE),
+        PixelCache(context.items / CACHE_NAME),
         spec["background"],
         lambda done, total: context.progress(done, total, "pictures"),
     )
