@@ -18,6 +18,9 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Component = Literal["unet", "text_encoder"]
 """The parts of a base that an adapter can change, as diffusers names them."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Types that networks compute in, by the names that specs use."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseSchedule:

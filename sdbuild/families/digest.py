@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.layout import component_files
@@ -40,3 +41,9 @@ def md5_file(path: Path) -> str:
     """Hash a file's content as DVC does."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def read_digest(spec: Mapping[str, Any], folder: Path, components: Iterable[str]) -> str:
+    """Take the base's digest from a step's spec, where the oracle wrote it, or compute the same one."""
+    recorded: str | None = spec.get("reads", {}).get("base")
+    return recorded if recorded is not None else base_digest(folder, components, md5_file)

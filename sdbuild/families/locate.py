@@ -119,6 +119,7 @@ def _download(model: str, revision: str | None) -> Path:
 
     patterns = [INDEX, *(f"{component}/*{ending}" for component in COMPONENTS for ending in SUFFIXES)]
     variants = [f"*{mark}{end}*" for mark in VARIANTS for end in ".-"]
+    transport: type[Exception] = getattr(errors, "HTTPError", OSError)  # of whatever library the client speaks through
     word = f"base {model}"
     at = f" at revision {revision}" if revision else ""
     try:
@@ -136,17 +137,8 @@ def _download(model: str, revision: str | None) -> Path:
         ) from None
     except errors.HfHubHTTPError as error:
         raise DataError(f"{word}{at}: the hub refused ({_first_line(error)}); build again later") from error
-    except (OSError, *_transport_errors()) as error:
+    except (OSError, transport) as error:
         raise DataError(f"{word}{at}: cannot be downloaded ({_first_line(error)})") from error
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """Return errors of the hub client's own transport; older clients raise only OSError."""
-    try:
-        import httpx
-    except ImportError:
-        return ()
-    return (httpx.HTTPError,)
 
 
 def _first_line(error: BaseException) -> str:

@@ -114,8 +114,12 @@ class StableDiffusion1:
         return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
 
     def _load(self, cls: Any, component: str, dtype: torch.dtype, device: str) -> Any:
-        module = cls.from_pretrained(self.folder / component, local_files_only=True, use_safetensors=True)
-        return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        # Diffusers wants the type when it loads; transformers renamed that argument, so its models are cast.
+        typed = {"torch_dtype": dtype} if cls is not CLIPTextModel else {}
+        module = cls.from_pretrained(self.folder / component, local_files_only=True, use_safetensors=True, **typed)
+        if not typed:
+            module = module.to(dtype)
+        return module.to(device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Drawing pictures with a base and its adapter: schedulers, prompt grids."""

@@ -1,0 +1,112 @@
+"""Draws pictures, each alone, from noise that depends on the seed only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from sdbuild.sampling.schedulers import SCHEDULERS, make_scheduler
+
+ADAPTER = "adapter"
+"""Name of the one adapter in a pipeline."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all pictures of a grid share."""
+
+    scheduler: str
+    steps: int
+    guidance: float
+    """Classifier-free guidance (Ho & Salimans 2022); 1 and less turn it off."""
+    negative: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One picture of a grid."""
+
+    prompt: str
+    seed: int
+    strength: float
+    """Of the adapter; 0 is the base alone."""
+
+
+def samples(prompts: Sequence[str], seeds: Sequence[int], strengths: Sequence[float]) -> list[Sample]:
+    """Return prompts × seeds × strengths in reading order: a row for each prompt and seed."""
+    return [
+        Sample(prompt=prompt, seed=seed, strength=strength)
+        for prompt in prompts
+        for seed in seeds
+        for strength in strengths
+    ]
+
+
+def load_adapter(pipeline: Any, file: Path) -> None:
+    """Load a LoRA in diffusers' format into a pipeline."""
+    pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
+
+
+def set_strength(pipeline: Any, strength: float) -> None:
+    """Scale the adapter; at 0 its layers are skipped, which leaves the base exactly."""
+    if strength == 0:
+        pipeline.disable_lora()
+    else:
+        pipeline.enable_lora()
+        pipeline.set_adapters([ADAPTER], [strength])
+
+
+def draw(pipeline: Any, wanted: Sequence[Sample], settings: Settings) -> Iterator[tuple[Sample, Image]]:
+    """Draw samples one after the other.
+
+    Args:
+        pipeline: with the adapter loaded.
+        wanted: in any order.
+        settings: of all.
+
+    Yields:
+        Each sample with its picture, the same as diffusers' own call gives with a CPU generator of that seed.
+    """
+    pipeline.scheduler = make_scheduler(settings.scheduler, pipeline.scheduler.config)
+    for sample in wanted:
+        set_strength(pipeline, sample.strength)
+        result = pipeline(
+            sample.prompt,
+            negative_prompt=settings.negative,
+            width=settings.width,
+            height=settings.height,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=torch.Generator().manual_seed(sample.seed),
+        )
+        yield sample, result.images[0]
+
+
+def parameters(sample: Sample, settings: Settings, adapter: str) -> str:
+    """Describe a picture as A1111 does in the PNG text chunk `parameters`.
+
+    Args:
+        sample: what was drawn.
+        settings: and how.
+        adapter: name of its file without ending, as A1111's ``<lora:name:strength>`` wants it.
+    """
+    lora = f" <lora:{adapter}:{sample.strength:g}>" if sample.strength else ""
+    lines = [f"{sample.prompt}{lora}"]
+    if settings.negative:
+        lines.append(f"Negative prompt: {settings.negative}")
+    facts: Mapping[str, object] = {
+        "Steps": settings.steps,
+        "Sampler": SCHEDULERS[settings.scheduler].label,
+        "CFG scale": f"{settings.guidance:g}",
+        "Seed": sample.seed,
+        "Size": f"{settings.width}x{settings.height}",
+    }
+    lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""The latents step: every picture in its bucket through the base's VAE.
+
+Each picture is encoded alone, so an item's bytes do not depend on what else is computed, while threads decode the next
+ones. Memory holds the pictures in flight and one window of the item store. Importing this module is light.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbuild.data.items import ItemStore, export, item_key, reuse
+from sdbuild.data.records import ImageRecord, iter_images, write_lines
+from sdbuild.errors import DataError, Problem
+from sdbuild.families.digest import read_digest
+from sdbuild.steps.contract import Context, Inputs, Items
+
+if TYPE_CHECKING:
+    from numpy import uint8
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sdbuild.families.contract import LatentEncoder
+
+COMPONENTS = ("vae",)
+THREADS = 2
+AHEAD = 8
+"""Pictures that are decoded before the VAE asks for them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """One latent and the picture that it is made of."""
+
+    record: ImageRecord
+    flip: bool
+
+
+def wanted_items(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_digest: str) -> dict[str, Wanted]:
+    """Return the items that cover some pictures, by key; equal pixels are one item."""
+    found: dict[str, Wanted] = {}
+    for record in records:
+        for flip in (False, True) if spec["flip"] else (False,):
+            key = item_key(
+                "latent",
+                digest=record.digest,
+                bucket=record.bucket,
+                resize=record.resize,
+                crop=record.crop,
+                flip=flip,
+                vae=vae_digest,
+                dtype=spec["dtype"],
+            )
+            found.setdefault(key, Wanted(record=record, flip=flip))
+    return found
+
+
+def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
+    """Write `latents/`: item shards, and `index.jsonl` with the key of each picture's items.
+
+    Raises:
+        DataError: a picture changed since it was scanned, or a bucket does not suit the base.
+    """
+    assert inputs.images is not None
+    assert inputs.base is not None
+    records = (row for row in iter_images(inputs.images) if isinstance(row, ImageRecord))
+    wanted = wanted_items(records, spec, read_digest(spec, inputs.base, COMPONENTS))
+    store = ItemStore(context.items / "latents", warn=context.warn)
+    previous = reuse(context.previous / "latents")
+    missing = store.missing(wanted, previous)
+    if missing:
+        encoder = _load(inputs.base, spec["dtype"], [wanted[key].record for key in missing])
+        chosen = [(key, wanted[key]) for key in missing]
+        store.fill(_encode(chosen, encoder, inputs.project, spec["background"], context))
+    export(wanted, out / "latents", [previous, store])
+    write_lines(out / "latents" / "index.jsonl", _index(wanted))
+    return Items(total=len(wanted), computed=len(missing))
+
+
+def _index(wanted: Mapping[str, Wanted]) -> list[dict[str, Any]]:
+    rows = ({"digest": item.record.digest, "flip": item.flip, "key": key} for key, item in wanted.items())
+    return sorted(rows, key=lambda row: (row["digest"], row["flip"], row["key"]))
+
+
+def _load(base: Path, dtype: str, records: Sequence[ImageRecord]) -> LatentEncoder:
+    from accelerate import PartialState
+
+    from sdbuild import families
+    from sdbuild.families.contract import DTYPES
+
+    family = families.load(base)
+    factor = family.vae_factor
+    odd = {record.bucket for record in records if any(side % factor for side in record.bucket)}
+    if odd:
+        sizes = ", ".join(f"{width}×{height}" for width, height in sorted(odd))
+        message = f"buckets {sizes}: sides must be multiples of {factor} for this base; choose such a step"
+        raise DataError([Problem(field="images.buckets.step", message=message)])
+    return family.load_vae(DTYPES[dtype], str(PartialState().device))
+
+
+def _encode(
+    chosen: Sequence[tuple[str, Wanted]], encoder: LatentEncoder, project: Path, background: str, context: Context
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    import torch
+
+    context.progress(0, len(chosen), "latents")
+    pictures = _ahead((item for _, item in chosen), project, background)
+    for done, ((key, _), picture) in enumerate(zip(chosen, pictures, strict=True), start=1):
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        mean, logvar = encoder.encode(pixels)
+        yield key, {"mean": mean, "logvar": logvar}
+        context.progress(done, len(chosen), "latents")
+
+
+def _ahead(wanted: Iterable[Wanted], project: Path, background: str) -> Iterator[NDArray[uint8]]:
+    """Decode pictures in order, some ahead of their use."""
+    pending: deque[Future[NDArray[uint8]]] = deque()
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+    try:
+        for item in wanted:
+            pending.append(pool.submit(read_pixels, item, project, background))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_pixels(item: Wanted, project: Path, background: str) -> NDArray[uint8]:
+    """Decode one picture into its bucket: RGB [height, width, 3].
+
+    Raises:
+        DataError: it is not the picture that was scanned.
+    """
+    from sdbuild.data.pictures import fit, open_picture, pixel_digest
+
+    record = item.record
+    image = open_picture(project / record.path, background=background, name=record.path)
+    if pixel_digest(image) != record.digest:
+        raise DataError([Problem(file=record.path, message="changed while it was being built; build again")])
+    pixels = fit(image, resize=record.resize, crop=record.crop, bucket=record.bucket)
+    return pixels[:, ::-1].copy() if item.flip else pixels

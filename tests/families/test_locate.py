@@ -1,0 +1,182 @@
+"""Where bases are found, and what is said when they are not; no network."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+from sdbuild.errors import DataError
+from sdbuild.families import locate as module
+from sdbuild.families.locate import fetch, locate
+
+COMMIT, OLDER = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with nothing in it."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "project").mkdir()
+    return tmp_path / "project"
+
+
+def store(hub: Path, base: Path, commit: str, *refs: str) -> Path:
+    """Put a base into the cache as the hub's client does: files are links to blobs."""
+    root = hub / "models--owner--tiny"
+    snapshot = root / "snapshots" / commit
+    for index, file in enumerate(sorted(path for path in base.rglob("*") if path.is_file())):
+        blob = root / "blobs" / f"{commit}{index}"
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blob)
+        link = snapshot / file.relative_to(base)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    for ref in refs:
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+def test_folders_are_found_in_the_project_and_elsewhere(base: Path, project: Path, hub: Path) -> None:
+    shutil.copytree(base, project / "bases/mine")
+    assert locate("bases/mine", None, project) == project / "bases/mine"
+    assert locate("./bases/mine", None, project) == project / "bases/mine"
+    assert locate(str(base), None, project) == base
+    assert fetch(str(base), None, project) == base
+
+
+def test_embedded_bases_come_first(
+    base: Path, project: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base, tmp_path / "bases/tiny-64")
+    (project / "tiny-64").mkdir()
+    monkeypatch.setattr(module, "BASES", tmp_path / "bases")
+    assert locate("tiny-64", None, project) == tmp_path / "bases/tiny-64"
+    assert locate("./tiny-64", None, project) == project / "tiny-64"
+    with pytest.raises(DataError, match=r"base tiny-46: .*\(did you mean tiny-64\?\)"):
+        locate("tiny-46", None, project)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nowhere", "there is no such folder"),
+        ("/nowhere/base", "there is no such folder"),
+        ("a/b/c", "there is no such folder"),
+        ("sd 1.5", "neither an embedded base.*, a folder nor a hub id"),
+        ("base.safetensors", "is a single file; convert it"),
+    ],
+)
+def test_what_is_no_base_is_refused(project: Path, hub: Path, model: str, message: str) -> None:
+    (project / "base.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=message):
+        locate(model, None, project)
+
+
+def test_hub_ids_are_found_in_the_local_cache(base: Path, project: Path, hub: Path) -> None:
+    assert locate("owner/tiny", None, project) is None
+    new, old = store(hub, base, COMMIT, "main"), store(hub, base, OLDER, "v1")
+    assert locate("owner/tiny", None, project) == new
+    assert locate("owner/tiny", "main", project) == new
+    assert locate("owner/tiny", "v1", project) == old
+    assert locate("owner/tiny", OLDER, project) == old
+    assert locate("owner/tiny", "c" * 40, project) is None
+    assert locate("owner/tiny", "v2", project) is None
+    assert fetch("owner/tiny", OLDER, project) == old
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_half_downloads_do_not_count(base: Path, project: Path, hub: Path, file: str) -> None:
+    (store(hub, base, COMMIT, "main") / file).unlink()
+    assert locate("owner/tiny", None, project) is None
+
+
+def test_the_cache_is_where_the_client_has_it(tmp_path: Path) -> None:
+    code = (
+        "from sdbuild.families.locate import hub_cache; from huggingface_hub.constants import HF_HUB_CACHE as own;"
+        "assert str(hub_cache()) == own, (hub_cache(), own)"
+    )
+    for name, value in {"HF_HUB_CACHE": "$X/c", "HF_HOME": "~/h", "XDG_CACHE_HOME": "/x", "UNUSED": ""}.items():
+        environment = {"HOME": str(tmp_path), "X": "/y", name: value}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_what_is_downloaded(base: Path, project: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def download(model: str, **options: Any) -> str:
+        asked.append({"model": model, **options})
+        return str(store(hub, base, OLDER))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert fetch("owner/tiny", OLDER, project).name == OLDER
+    (options,) = asked
+    assert (options["model"], options["revision"]) == ("owner/tiny", OLDER)
+    files = [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "tokenizer/merges.txt",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/model.py",
+        "safety_checker/model.safetensors",
+        "v1-5-pruned.safetensors",
+    ]
+    patterns = {"allow_patterns": options["allow_patterns"], "ignore_patterns": options["ignore_patterns"]}
+    assert list(filter_repo_objects(files, **patterns)) == files[:4]
+
+
+def response(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (lambda: errors.GatedRepoError("gated", response=response(403)), "licence accepted at https://huggingface.co/"),
+        (lambda: errors.RepositoryNotFoundError("404", response=response(404)), "no such model, or it is private"),
+        (lambda: errors.RevisionNotFoundError("404", response=response(404)), "has no revision v9; leave it out"),
+        (lambda: errors.LocalEntryNotFoundError("no network"), "at revision v9: .*cannot be reached; connect"),
+        (lambda: errors.OfflineModeIsEnabled("offline"), "cannot be reached"),
+        (lambda: errors.HfHubHTTPError("\n500 Server Error\nmore", response=response(500)), r"\(500 Server Error\)"),
+        (lambda: httpx2.ReadTimeout("slow"), r"cannot be downloaded \(slow\)"),
+        (lambda: OSError(28, "No space left on device"), "cannot be downloaded .*No space left"),
+    ],
+)
+def test_failed_downloads_say_why_in_a_line(
+    project: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], message: str
+) -> None:
+    def download(model: str, **options: Any) -> str:
+        raise error()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(DataError, match=message) as caught:
+        fetch("owner/tiny", "v9", project)
+    assert str(caught.value).startswith("base owner/tiny")
+    assert "\n" not in str(caught.value)
+
+
+def test_repositories_without_safetensors_are_refused(
+    base: Path, project: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = store(hub, base, COMMIT, "main")
+    (snapshot / "unet/diffusion_pytorch_model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda model, **options: str(snapshot))
+    with pytest.raises(DataError, match=r"lacks unet/….safetensors; choose one in diffusers layout"):
+        fetch("owner/tiny", None, project)
