@@ -1,19 +1,19 @@
-"""DVC's local cache as files: which objects and which earlier runs are there. Read only, without importing DVC."""
+"""DVC's local cache as files: which objects and which earlier runs are there, without importing DVC."""
 
 from __future__ import annotations
 
 import configparser
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sdbuild.build.lockfile import Entry, load_yaml
-from sdbuild.build.project import Project
+from sdbuild.build.lockfile import Entry, dump_yaml, load_yaml
+from sdbuild.build.project import Project, write_atomic
 from sdbuild.build.statcache import Digest
 from sdbuild.plan.model import Step
 
@@ -51,7 +51,9 @@ class LocalCache:
 
     def find_run(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> Entry | None:
         """The newest earlier run of a step on the same inputs whose outs are all in the cache."""
-        folder = self._runs / (key := run_key(step, deps, parameters))[:2] / key
+        folder = self._runs(
+            run_key(step.command, _rows(deps), step.params(parameters), [out.path for out in step.outs])
+        )
         try:
             entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         except OSError:
@@ -65,27 +67,40 @@ class LocalCache:
                 continue
         return None
 
-    @cached_property
-    def _runs(self) -> Path:
-        return self.folder / "runs"
+    def remember_run(self, entry: Entry) -> None:
+        """Add a run to the run-cache, as DVC's own `StageCache.save` does.
+
+        That one would hash the inputs again, which need not be on disk any more and may have changed since.
+        """
+        outs = [out["path"] for out in entry["outs"]]
+        folder = self._runs(run_key(entry["cmd"], entry["deps"], entry["params"], outs))
+        path = folder / _digest(entry)
+        if not path.exists():
+            write_atomic(path, dump_yaml(entry))
+
+    def _runs(self, key: str) -> Path:
+        return self.folder / "runs" / key[:2] / key
 
     def _object(self, md5: str) -> Path:
         return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def run_key(step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> str:
+def run_key(command: str, deps: Iterable[Mapping[str, Any]], params: Mapping[str, Any], outs: Iterable[str]) -> str:
     """Key of a run in DVC's run-cache: SHA-256 of command, inputs, parameters and names of outs."""
-    content = {
-        "cmd": step.command,
-        "deps": [{"path": path, "hash": "md5", "md5": deps[path].md5} for path in sorted(deps)],
-        "params": {step.params_file: {step.params_key: parameters}},
-        "outs": sorted(out.path for out in step.outs),
-    }
+    rows = sorted(({**row, "hash": "md5"} for row in deps), key=lambda row: str(row["path"]))
+    return _digest({"cmd": command, "deps": rows, "params": params, "outs": sorted(outs)})
+
+
+def _rows(deps: Mapping[str, Digest]) -> list[dict[str, Any]]:
+    return [{"path": path, "md5": digest.md5} for path, digest in deps.items()]
+
+
+def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(_sizeless(content), sort_keys=True).encode()).hexdigest()
 
 
 def _sizeless(content: Any) -> Any:
-    """DVC leaves every key named `size` or `nfiles` out of the key, at any depth."""
+    """DVC leaves every key named `size` or `nfiles` out of the digest, at any depth."""
     if isinstance(content, Mapping):
         return {key: _sizeless(value) for key, value in content.items() if key not in ("size", "nfiles")}
     if isinstance(content, list):

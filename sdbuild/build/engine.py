@@ -19,7 +19,7 @@ from sdbuild.build.workers import Workers
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, StepError
 from sdbuild.plan.compile import plan
-from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
+from sdbuild.plan.files import render_dvc_yaml, render_recipe_json
 from sdbuild.plan.model import Step
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Items
@@ -132,7 +132,7 @@ class Engine:
     def _without_running(self, verdict: Verdict) -> Outcome | None:
         step = verdict.step
         if verdict.renew and verdict.entry is not None:
-            entry = {**verdict.entry, "params": {step.params_file: {step.params_key: self._parameters(verdict)}}}
+            entry = {**verdict.entry, "params": step.params(self._parameters(verdict))}
             self._save_data(verdict)
             self.history.renew(step, entry, verdict.deps)
             self.oracle.forget()

@@ -21,6 +21,7 @@ from dvc.stage import PipelineStage, create_stage
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
 
+from sdbuild.build.cache import LocalCache
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.project import Project, working_directory
 from sdbuild.build.statcache import Digest
@@ -35,6 +36,7 @@ class History:
         self._project = project
         self._lock = lock
         self._order = order
+        self._cache = LocalCache(project)
         self._mutex = threading.RLock()
         self._repo: Any = None
         logging.getLogger("dvc").setLevel(logging.CRITICAL)  # what matters is said by exceptions
@@ -56,7 +58,7 @@ class History:
                 stage.checkout(force=True)
             except (DvcException, OSError):
                 return False
-            self._finish(repo, stage, step)
+            self._finish(stage, step)
             return True
 
     def record(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> None:
@@ -68,7 +70,7 @@ class History:
         entry = {
             "cmd": step.command,
             "deps": [_row(path, deps[path]) for path in sorted(deps)],
-            "params": {step.params_file: {step.params_key: parameters}},
+            "params": step.params(parameters),
         }
         with self._open() as repo:
             stage = self._stage(repo, step, entry)
@@ -78,13 +80,13 @@ class History:
                 stage.commit(relink=links in (["hardlink"], ["symlink"]))
             except (DvcException, OSError) as error:
                 raise StepError(f"{step.name}: its outs could not be saved: {error}") from error
-            self._finish(repo, stage, step)
+            self._finish(stage, step)
 
     def renew(self, step: Step, entry: Entry, deps: Mapping[str, Digest]) -> None:
         """Record newer versions of inputs of which the step reads nothing that changed."""
         with self._open() as repo:
             renewed = {**entry, "deps": [_row(path, deps[path]) for path in sorted(deps)]}
-            self._finish(repo, self._stage(repo, step, renewed), step)
+            self._finish(self._stage(repo, step, renewed), step)
 
     def fetch_data(self, path: str) -> bool:
         """Bring a tracked dataset into place, from the cache or else the remote."""
@@ -144,9 +146,9 @@ class History:
         StageLoader.fill_from_lock(stage, entry)
         return stage
 
-    def _finish(self, repo: Any, stage: Any, step: Step) -> None:
-        repo.stage_cache.save(stage)
+    def _finish(self, stage: Any, step: Step) -> None:
         entry = json.loads(json.dumps(to_single_stage_lockfile(stage)))
+        self._cache.remember_run(entry)
         self._lock.write({step.stage: entry}, self._order)
 
 

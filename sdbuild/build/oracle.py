@@ -190,12 +190,13 @@ class Oracle:
     def _base(self, step: Step) -> str:
         key = (step.base, step.components)
         if key not in self._base_digests:
-            from sdbuild.families import digest, locate
+            from sdbuild.families.digest import base_digest
+            from sdbuild.families.locate import locate
 
-            folder = locate.locate(step.base.model, step.base.revision, self.project.root)
+            folder = locate(step.base.model, step.base.revision, self.project.root)
             if folder is None:
                 raise DataError(f"base {step.base.model} is not on this machine; `doit` downloads it")
-            self._base_digests[key] = digest.base_digest(folder, step.components, self._hash_file)
+            self._base_digests[key] = base_digest(folder, step.components, self._hash_file)
         return self._base_digests[key]
 
     def _hash_file(self, path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sdbuild.build.oracle import Oracle
 from sdbuild.data import views
-from sdbuild.data.records import read_captions, read_images
+from sdbuild.data.records import read_captions, read_images, read_skipped
 from sdbuild.plan.model import Step, View
 
 
@@ -21,8 +21,10 @@ def read_view(view: View, step: Step, oracle: Oracle) -> Any:
         return {dep.path: views.pictures(oracle.stat.listing(dep.path)) for dep in step.deps}
     if view == "texts":
         return views.texts(read_captions(project / step.folder / "captions.jsonl"))
-    images = read_images(project / step.folder / "images.jsonl")
+    rows = project / step.folder / "images.jsonl"
+    images = read_images(rows)
     if view == "captions":
-        return views.texts_of(images, step.spec, project)
+        skipped = len(read_skipped(rows))
+        return {**views.texts_of(images, step.spec, project), **({"skipped": skipped} if skipped else {})}
     assert view == "pixels", view
     return views.pixels(images)

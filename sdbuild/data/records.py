@@ -127,6 +127,8 @@ def iter_captions(path: Path) -> Iterator[CaptionRecord]:
         DataError: a line is not a row; the message names file and line.
     """
     for number, row in _lines(path):
+        if "skipped" in row:
+            continue
         try:
             yield CaptionRecord(
                 digest=row["digest"],
@@ -144,9 +146,19 @@ def read_captions(path: Path) -> list[CaptionRecord]:
     return list(iter_captions(path))
 
 
-def write_captions(path: Path, rows: Iterable[CaptionRecord]) -> None:
-    """Write rows sorted by (dataset, digest)."""
-    write_lines(path, map(_caption_row, sorted(rows, key=lambda row: (row.dataset, row.digest))))
+def write_captions(path: Path, rows: Iterable[CaptionRecord], *, skipped: int = 0) -> None:
+    """Write rows sorted by (dataset, digest), and last the number of skipped pictures if there are any."""
+    lines: list[Mapping[str, Any]] = [_caption_row(row) for row in sorted(rows, key=_dataset_and_digest)]
+    write_lines(path, [*lines, {"skipped": skipped}] if skipped else lines)
+
+
+def count_skipped(path: Path) -> int:
+    """The number of pictures that were skipped, as a `captions.jsonl` tells it to the steps after it."""
+    return sum(row.get("skipped", 0) for _, row in _lines(path))
+
+
+def _dataset_and_digest(row: CaptionRecord) -> tuple[int, str]:
+    return row.dataset, row.digest
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -78,6 +78,10 @@ class Step:
         """Dotted key of the spec in `params_file`."""
         return f"steps.{self.kind}"
 
+    def params(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of the step as DVC records them."""
+        return {self.params_file: {self.params_key: dict(parameters)}}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Base:

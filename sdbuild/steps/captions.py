@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.data.captions import caption_records
-from sdbuild.data.records import CaptionRecord, read_captions, read_images, write_captions
+from sdbuild.data.records import CaptionRecord, read_captions, read_images, read_skipped, write_captions
 from sdbuild.errors import DataError
 from sdbuild.steps.contract import Context, Inputs, Items
 
@@ -26,7 +26,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     for warning in captions.warnings:
         context.warn(warning)
     known = _known(context.previous / "captions.jsonl")
-    write_captions(out / "captions.jsonl", captions.records)
+    write_captions(out / "captions.jsonl", captions.records, skipped=len(read_skipped(inputs.images)))
     total = len(captions.records)
     context.progress(total, total, "captions")
     computed = sum(known.get(row.key) != (row.text, row.origin) for row in captions.records)

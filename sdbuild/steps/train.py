@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdbuild import families, methods
 from sdbuild.data.items import ShardReader
-from sdbuild.data.records import CaptionRecord, read_captions
+from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
 from sdbuild.data.sampler import Sampler
 from sdbuild.errors import DataError, StepError
 from sdbuild.families.contract import Denoiser, Family
@@ -47,6 +47,8 @@ class Data:
     examples: Sequence[Example]
     holdout: Sequence[Example]
     digest: str
+    skipped: int
+    """Pictures that could not be used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +106,13 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
     if not examples:
         raise DataError("nothing to train on: all pictures are held out; lower `holdout` in the recipe")
     folders = [folder for folder in (inputs.latents, inputs.text) if folder is not None]
-    return Data(captions=captions, examples=examples, holdout=holdout, digest=data_digest(captions, folders))
+    return Data(
+        captions=captions,
+        examples=examples,
+        holdout=holdout,
+        digest=data_digest(captions, folders),
+        skipped=count_skipped(inputs.captions),
+    )
 
 
 def _model(family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, device: torch.device) -> Model:
@@ -232,6 +240,7 @@ def _write_figures(
         "steps": state.step,
         "pictures": len(data.examples),
         "holdout": len(data.holdout),
+        "skipped": data.skipped,
         "seconds": round(state.seconds, 3),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

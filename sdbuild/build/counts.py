@@ -1,0 +1,108 @@
+"""How many items a step would compute: for `sdbuild plan`, from what is on disk, without decoding or models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdbuild.build.oracle import Oracle, Verdict
+from sdbuild.data import items, pixelcache, views
+from sdbuild.data.captions import caption_records
+from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images
+from sdbuild.errors import DataError
+from sdbuild.plan.model import Step
+from sdbuild.steps import latents, text
+
+Count = tuple[int | None, int | None]
+"""Items in all and items to compute; None where only building can tell."""
+
+
+class Counts:
+    """Counts by step; what an earlier step will change is taken into account as far as it is known."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+        self._pictures: dict[str, Count] = {}
+
+    def of(self, verdict: Verdict) -> Count:
+        """Items in all and items to compute of a step that would run."""
+        step = verdict.step
+        try:
+            match step.kind:
+                case "images":
+                    return self._of_images(step)
+                case "captions":
+                    return self._of_captions(step)
+                case "latents":
+                    return self._of_latents(step, verdict)
+                case "text":
+                    return self._of_text(step, verdict)
+                case "train":
+                    return step.spec["train"]["steps"], step.spec["train"]["steps"]
+                case "samples":
+                    total = len(step.spec["prompts"]) * len(step.spec["seeds"]) * len(step.spec["strengths"])
+                    return total, total
+        except DataError:  # told when the step runs
+            return None, None
+
+    def _of_images(self, step: Step) -> Count:
+        """Pictures, and those whose pixels are not known by their bytes."""
+        if step.recipe not in self._pictures:
+            md5s: list[str] = []
+            for dep in step.deps:
+                if (self._oracle.project.root / dep.path).is_dir():
+                    md5s += views.pictures(self._oracle.stat.listing(dep.path)).values()
+                elif self._oracle.content(dep.path) is not None:
+                    return None, None
+            known = pixelcache.PixelCache(self._oracle.project.items / pixelcache.CACHE_NAME)
+            found = known.pixels(md5s, step.spec["background"])
+            self._pictures[step.recipe] = len(md5s), len(set(md5s) - set(found))
+        return self._pictures[step.recipe]
+
+    def _of_captions(self, step: Step) -> Count:
+        images = self._images(step)
+        if images is None:
+            return self._of_images(self._oracle.steps[f"{step.recipe}:images"])
+        new = {row.key: row.text for row in caption_records(images, step.spec, self._oracle.project.root).records}
+        old = {row.key: row.text for row in self._captions(step, current=False) or ()}
+        return len(new), sum(old.get(key) != text for key, text in new.items())
+
+    def _of_latents(self, step: Step, verdict: Verdict) -> Count:
+        images = self._images(step)
+        if images is None or "base" not in verdict.reads:
+            total, todo = self._of_images(self._oracle.steps[f"{step.recipe}:images"])
+            twice = 2 if step.spec["flip"] else 1
+            return (None, None) if total is None or todo is None else (total * twice, todo * twice)
+        wanted = latents.wanted_items(images, step.spec, verdict.reads["base"])
+        return len(wanted), self._missing("latents", step, wanted)
+
+    def _of_text(self, step: Step, verdict: Verdict) -> Count:
+        captions = self._captions(step, current=True)
+        if captions is None or "base" not in verdict.reads:
+            return self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
+        wanted = text.wanted_items((row.text for row in captions), step.spec, verdict.reads["base"])
+        return len(wanted), self._missing("text", step, wanted)
+
+    def _missing(self, kind: str, step: Step, keys: Mapping[str, Any]) -> int:
+        store = items.ItemStore(self._oracle.project.items / kind)
+        return len(store.missing(keys, items.reuse(self._folder(step) / kind), check=False))
+
+    def _images(self, step: Step) -> list[ImageRecord] | None:
+        """Rows of `images.jsonl`, if it is as it will be."""
+        return read_images(self._folder(step) / "images.jsonl") if self._is_ready(step, "images") else None
+
+    def _captions(self, step: Step, *, current: bool) -> list[CaptionRecord] | None:
+        path = self._folder(step) / "captions.jsonl"
+        if (current and not self._is_ready(step, "captions")) or not path.exists():
+            return None
+        return read_captions(path)
+
+    def _is_ready(self, step: Step, kind: str) -> bool:
+        return (
+            self._oracle.judge(f"{step.recipe}:{kind}").action == "none"
+            and (self._folder(step) / f"{kind}.jsonl").exists()
+        )
+
+    def _folder(self, step: Step) -> Path:
+        return self._oracle.project.root / step.folder
