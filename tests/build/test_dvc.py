@@ -24,9 +24,10 @@ def test_metrics_plots_and_params(built: Work) -> None:
     values = metrics[""]["data"]["build/cat/metrics.json"]["data"]
     assert values["steps"] == 4
     assert values["validation_loss"]["base"] > 0
-    assert "build/cat/loss.csv" in built.dvc("plots", "show", "--out", "plots.d", "build/cat/loss.csv").text or (
-        built.root / "plots.d/index.html"
-    ).exists()
+    assert (
+        "build/cat/loss.csv" in built.dvc("plots", "show", "--out", "plots.d", "build/cat/loss.csv").text
+        or (built.root / "plots.d/index.html").exists()
+    )
     built.recipe(train={"learning_rate": 5e-4})
     built.doit()
     changes = json.loads(built.dvc("params", "diff", "--json").out)["build/cat/recipe.json"]

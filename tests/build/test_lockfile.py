@@ -14,19 +14,33 @@ ENTRY = {
     "deps": [{"path": "datasets/é x", "hash": "md5", "md5": "12345678901234567890123456789012", "size": 10}],
     "params": {
         "build/cat/recipe.json": {
-            "steps.train": {"a": 1e-05, "b": 0.001, "c": 1e16, "d": None, "e": True, "f": "1e-05", "g": "no", "h": "",
-                            "i": "12:30", "j": [1, 2.5, "x: y"], "k": {}, "l": "2024-01-01", "m": "a\nb", "n": "# x"},
+            "steps.train": {
+                "a": 1e-05,
+                "b": 0.001,
+                "c": 1e16,
+                "d": None,
+                "e": True,
+                "f": "1e-05",
+                "g": "no",
+                "h": "",
+                "i": "12:30",
+                "j": [1, 2.5, "x: y"],
+                "k": {},
+                "l": "2024-01-01",
+                "m": "a\nb",
+                "n": "# x",
+            },
         }
     },
     "outs": [{"path": "build/cat/adapter", "hash": "md5", "md5": "a" * 32 + ".dir", "size": 1, "nfiles": 2}],
 }
 
 
-@pytest.mark.parametrize("text", ["1e-05", "1E5", "-2.5", "007", "true", "on", "~", "0x10", "1_000", "2024-01-01"])
+@pytest.mark.parametrize("text", ["1e-05", "1E5", "-2.5", "12", "true", "on", "yes", "~", "null", "12:30", "1.5.0"])
 def test_scalars_are_read_as_dvc_reads_them(text: str) -> None:
     from dvc.utils.serialize import parse_yaml
 
-    assert load_yaml(f"a: {text}") == parse_yaml(f"a: {text}", "x.yaml") or text in ("007", "0x10", "1_000", "2024-01-01")
+    assert load_yaml(f"a: {text}") == parse_yaml(f"a: {text}", "x.yaml")
 
 
 def test_what_is_written_is_read_back_by_both() -> None:
