@@ -100,7 +100,8 @@ class Oracle:
             reasons += self._shape_changes(entry, step)
         deps, waiting, dep_reasons = self._inputs(step, entry)
         if waiting:
-            return Verdict(step=step, state="pending", action="run", reasons=(*reasons, *waiting), deps=deps)
+            waits = dict.fromkeys(waiting)
+            return Verdict(step=step, state="pending", action="run", reasons=(*reasons, *waits), deps=deps)
         reads, absent = self._reads(step, recorded, viewed_changed=any(step_dep.viewed for step_dep in dep_reasons))
         if absent:
             reason = tuple(f"input changed: {dep.path}" for dep in dep_reasons)
@@ -133,7 +134,7 @@ class Oracle:
             digest = self.content(dep.path)
             if digest is None:
                 producer = self.producers.get(dep.path)
-                waiting.append(f"{dep.path}: {producer.name} runs first" if producer else f"missing: {dep.path}")
+                waiting.append(f"{producer.name} runs first" if producer else f"missing: {dep.path}")
                 continue
             deps[dep.path] = digest
             if entry is None:
