@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from sdbuild.build.tasks import DOIT_CONFIG, load_tasks
+from sdbuild.build.tasks import doit_config, load_tasks
 
-__all__ = ["DOIT_CONFIG", "task_sdbuild"]
+PROJECT = Path(__file__).parent
+DOIT_CONFIG = doit_config(PROJECT)
 
 
 def task_sdbuild():  # type: ignore[no-untyped-def]
     """Every step of every recipe."""
-    yield from load_tasks(Path(__file__).parent)
+    yield from load_tasks(PROJECT)

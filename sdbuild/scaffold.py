@@ -14,14 +14,15 @@ _DODO = '''"""sdbuild's tasks for doit: `doit` builds every recipe, `doit list` 
 
 from pathlib import Path
 
-from sdbuild.build.tasks import DOIT_CONFIG, load_tasks
+from sdbuild.build.tasks import doit_config, load_tasks
 
-__all__ = ["DOIT_CONFIG", "task_sdbuild"]
+PROJECT = Path(__file__).parent
+DOIT_CONFIG = doit_config(PROJECT)
 
 
 def task_sdbuild():
     """Every step of every recipe."""
-    yield from load_tasks(Path(__file__).parent)
+    yield from load_tasks(PROJECT)
 '''
 
 _GITIGNORE = """\

@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "methods": LIGHT | {"data", "families"},
     "training": LIGHT | {"data", "families", "methods"},
     "sampling": LIGHT | {"data", "families"},
-    "steps": LIGHT | {"data", "families", "methods", "training", "sampling"},
+    "steps": LIGHT | {"recipe", "data", "families", "methods", "training", "sampling"},
     "build": LIGHT | {"console", "recipe", "plan", "data", "families", "steps"},
     "scaffold": LIGHT | {"console", "build"},
     "cli": LIGHT | {"console", "recipe", "plan", "build", "scaffold"},

@@ -10,9 +10,9 @@ from sdbuild.build.oracle import Oracle, Verdict
 from sdbuild.data import items, pixelcache, views
 from sdbuild.data.captions import caption_records
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images
+from sdbuild.data.wanted import wanted_latents, wanted_texts
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
-from sdbuild.steps import latents, text
 
 Count = tuple[int | None, int | None]
 """Items in all and items to compute; None where only building can tell."""
@@ -74,14 +74,14 @@ class Counts:
             total, todo = self._of_images(self._oracle.steps[f"{step.recipe}:images"])
             twice = 2 if step.spec["flip"] else 1
             return (None, None) if total is None or todo is None else (total * twice, todo * twice)
-        wanted = latents.wanted_items(images, step.spec, verdict.reads["base"])
+        wanted = wanted_latents(images, step.spec, verdict.reads["base"])
         return len(wanted), self._missing("latents", step, wanted)
 
     def _of_text(self, step: Step, verdict: Verdict) -> Count:
         captions = self._captions(step, current=True)
         if captions is None or "base" not in verdict.reads:
             return self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
-        wanted = text.wanted_items((row.text for row in captions), step.spec, verdict.reads["base"])
+        wanted = wanted_texts((row.text for row in captions), step.spec, verdict.reads["base"])
         return len(wanted), self._missing("text", step, wanted)
 
     def _missing(self, kind: str, step: Step, keys: Mapping[str, Any]) -> int:

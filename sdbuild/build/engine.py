@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdbuild.build.compiled import Compiled
 from sdbuild.build.lockfile import LockFile
 from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
-from sdbuild.build.project import BuildLock, Project, write_atomic
+from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.build.views import read_view
 from sdbuild.build.workers import Workers
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, StepError
-from sdbuild.plan.compile import plan
-from sdbuild.plan.files import render_dvc_yaml, render_recipe_json
 from sdbuild.plan.model import Step
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Items
@@ -45,8 +44,8 @@ class Engine:
     def __init__(self, project: Project, recipes: Sequence[Recipe], console: Console) -> None:
         self.project = project
         self.console = console
-        self.recipes = {recipe.name: recipe for recipe in recipes}
-        self.steps = {step.name: step for recipe in recipes for step in plan(recipe)}
+        self.compiled = Compiled(project, recipes)
+        self.steps = {step.name: step for step in self.compiled.steps}
         self.lock_file = LockFile(project)
         self.stat = StatCache(project.root, project.private / "cache" / "stat.sqlite")
         self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat, read_view)
@@ -69,20 +68,25 @@ class Engine:
         with self._mutex:
             if self._prepared:
                 return
-            self._fetch_bases()
+            for base in self.compiled.missing_bases():
+                self.console.say(f"downloading the base {base.model}")
+            self.compiled.pin_bases()
             for attempt in ("look", "write"):
                 self._reads = {
                     step.name: recorded_parameters(self.oracle.entry(step), step).get("reads", {})
                     for step in self.steps.values()
                 }
-                changed = {path: text for path, text in self._compiled().items() if not self._is(path, text)}
+                files = self.compiled.files(self._reads)
+                changed = {path: text for path, text in files.items() if self.compiled.differs(path, text)}
                 if not changed:
                     break
                 if attempt == "look":
                     self.hold()
                     continue
                 for path, text in changed.items():
-                    self._replace(path, text)
+                    kept = self.compiled.write(path, text)
+                    if kept is not None:
+                        self.console.warn(f"dvc.yaml was not written by sdbuild; it is kept as {kept.name}")
             self._prepared = True
 
     def judge(self, name: str) -> Verdict:
@@ -94,6 +98,7 @@ class Engine:
         """Take the build lock for the rest of the run; what another build did meanwhile counts."""
         if self._build_lock.acquire():
             self.oracle.forget()
+            self._prepared = False
 
     def build(self, name: str, *, forced: bool = False) -> Outcome:
         """Make a step fresh; `forced` runs it even if it is.
@@ -234,56 +239,9 @@ class Engine:
         """Put the digests of what a step is about to read into `recipe.json`, where DVC looks for parameters."""
         step = verdict.step
         self._reads[step.name] = dict(verdict.reads)
-        recipe = self.recipes[step.recipe]
-        text = render_recipe_json(recipe, self._steps_of(recipe.name), self._reads)
-        if not self._is(step.params_file, text):
-            write_atomic(self.project.root / step.params_file, text)
-
-    def _compiled(self) -> dict[str, str]:
-        files = {"dvc.yaml": render_dvc_yaml(self.steps.values())}
-        for recipe in self.recipes.values():
-            files[f"build/{recipe.name}/recipe.json"] = render_recipe_json(
-                recipe, self._steps_of(recipe.name), self._reads
-            )
-        return files
-
-    @cached_property
-    def _by_recipe(self) -> dict[str, list[Step]]:
-        found: dict[str, list[Step]] = {name: [] for name in self.recipes}
-        for step in self.steps.values():
-            found[step.recipe].append(step)
-        return found
-
-    def _steps_of(self, recipe: str) -> list[Step]:
-        return self._by_recipe[recipe]
-
-    def _is(self, path: str, text: str) -> bool:
-        try:
-            return (self.project.root / path).read_text(encoding="utf-8") == text
-        except (OSError, UnicodeDecodeError):
-            return False
-
-    def _replace(self, path: str, text: str) -> None:
-        """Write a compiled file; one that sdbuild did not compile is set aside, not lost."""
-        target = self.project.root / path
-        if (
-            path == "dvc.yaml"
-            and target.exists()
-            and not target.read_text(encoding="utf-8").startswith("# Compiled by")
-        ):
-            kept = target.with_name("dvc.yaml.before-sdbuild")
-            if not kept.exists():
-                target.rename(kept)
-                self.console.warn(f"dvc.yaml was not written by sdbuild; it is kept as {kept.name}")
-        write_atomic(target, text)
-
-    def _fetch_bases(self) -> None:
-        from sdbuild.families.locate import fetch, locate
-
-        for base in dict.fromkeys(step.base for step in self.steps.values()):
-            if locate(base.model, base.revision, self.project.root) is None:
-                self.console.say(f"downloading the base {base.model}")
-                fetch(base.model, base.revision, self.project.root)
+        text = self.compiled.recipe_json(step.recipe, self._reads)
+        if self.compiled.differs(step.params_file, text):
+            self.compiled.write(step.params_file, text)
 
     def _forget_scratch(self, step: Step) -> None:
         shutil.rmtree(self.project.scratch(step.name), ignore_errors=True)

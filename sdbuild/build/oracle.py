@@ -194,7 +194,7 @@ class Oracle:
             from sdbuild.families.digest import base_digest
             from sdbuild.families.locate import locate
 
-            folder = locate(step.base.model, step.base.revision, self.project.root)
+            folder = locate(step.base.model, step.base.wanted, self.project.root)
             if folder is None:
                 raise DataError(f"base {step.base.model} is not on this machine; `doit` downloads it")
             self._base_digests[key] = base_digest(folder, step.components, self._hash_file)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from doit.action import BaseAction
@@ -19,7 +21,10 @@ from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError
 from sdbuild.plan.model import Step
-from sdbuild.recipe.load import load_project
+from sdbuild.recipe.load import load_project, recipe_files
+
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 _engine: Engine | None = None
 
@@ -70,6 +75,9 @@ class Build(BaseAction):  # type: ignore[misc]
             return TaskError(str(error))
         except SdbuildError as error:
             return TaskFailed(str(error))
+        except KeyboardInterrupt:
+            self._engine.console.error(f"stopped in {self._step.name}; doit goes on from there")
+            raise SystemExit(_INTERRUPTED) from None
         return None
 
     def __str__(self) -> str:
@@ -110,13 +118,16 @@ def _unmet() -> type[Exception]:
     return UnmetDependency  # type: ignore[no-any-return]
 
 
-DOIT_CONFIG: dict[str, Any] = {
-    "reporter": Reporter,
-    "par_type": "thread",
-    "verbosity": 2,
-    "dep_file": ".sdbuild/doit",
-    "backend": "json",
-}
+def doit_config(root: Path) -> dict[str, Any]:
+    """doit's settings for a project; the default is to build every recipe."""
+    return {
+        "default_tasks": [path.stem for path in recipe_files(root)],
+        "reporter": Reporter,
+        "par_type": "thread",
+        "verbosity": 2,
+        "dep_file": ".sdbuild/doit",
+        "backend": "json",
+    }
 
 
 def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
@@ -134,10 +145,22 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
         console.error(str(error))
         raise SystemExit(error.exit_code) from None
     atexit.register(_engine.close)
-    for recipe in _engine.recipes:
+    sys.excepthook = _without_traceback
+    for recipe in _engine.compiled.recipes:
         yield {"basename": recipe, "name": None, "doc": f"adapter and samples of recipes/{recipe}.yaml"}
     for step in _engine.steps.values():
         yield _task(_engine, step)
+
+
+def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C between steps, or in a parallel build, is no bug."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    if _engine is not None:
+        _engine.console.error("stopped; doit goes on from here")
+        _engine.close()
+    os._exit(_INTERRUPTED)
 
 
 def _task(engine: Engine, step: Step) -> dict[str, Any]:

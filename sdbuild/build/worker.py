@@ -60,9 +60,9 @@ def read_step(project: Project, name: str) -> Step:
     path = project.root / "build" / recipe / "recipe.json"
     try:
         content = json.loads(path.read_bytes())
-        steps = {step.kind: step for step in plan_resolved(recipe, content["recipe"])}
+        steps = {step.kind: step for step in plan_resolved(recipe, content["recipe"], Base(**content["base"]))}
         return replace(steps[kind], spec=content["steps"][kind])  # type: ignore[index]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"no step {name} in build/{recipe}/recipe.json; `doit list` shows the steps") from None
 
 
@@ -102,7 +102,7 @@ def _inputs(project: Project, step: Step) -> Inputs:
 def _base(project: Project, base: Base) -> Path:
     from sdbuild.families.locate import locate
 
-    folder = locate(base.model, base.revision, project.root)
+    folder = locate(base.model, base.wanted, project.root)
     if folder is None:
         raise StepError(f"base {base.model} is not on this machine; `doit` downloads it")
     return folder

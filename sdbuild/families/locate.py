@@ -60,6 +60,11 @@ def fetch(model: str, revision: str | None, project: Path) -> Path:
     return folder
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit of a base in the hub's cache; None for one that lies elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a downloaded base has all its files: a killed download leaves some."""
     return (folder / INDEX).is_file() and not lacking(folder, COMPONENTS)

@@ -16,17 +16,17 @@ VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "t
 
 def plan(recipe: Recipe) -> list[Step]:
     """Compile a recipe to its steps; pure, the project is not looked at."""
-    return plan_resolved(recipe.name, recipe.resolved())
+    resolved = recipe.resolved()
+    return plan_resolved(recipe.name, resolved, Base(**resolved["base"]))
 
 
-def plan_resolved(name: str, recipe: Mapping[str, Any]) -> list[Step]:
-    """The same from a resolved recipe, as `recipe.json` holds it."""
-    return list(_steps(name, recipe))
+def plan_resolved(name: str, recipe: Mapping[str, Any], base: Base) -> list[Step]:
+    """The same from a resolved recipe and base, as `recipe.json` holds them."""
+    return list(_steps(name, recipe, base))
 
 
-def _steps(name: str, recipe: Mapping[str, Any]) -> Iterator[Step]:
+def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     datasets, images, method, train = recipe["datasets"], recipe["images"], recipe["method"], recipe["train"]
-    base = Base(model=recipe["base"]["model"], revision=recipe["base"]["revision"])
     folder = f"build/{name}"
     folders = tuple(Dep(path=path, viewed=True) for path in dict.fromkeys(data["path"] for data in datasets))
     images_file, captions_file = f"{folder}/images.jsonl", f"{folder}/captions.jsonl"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import Any
 
-from sdbuild.plan.model import Out, Step
-
-if TYPE_CHECKING:
-    from sdbuild.recipe.models import Recipe
+from sdbuild.plan.model import Base, Out, Step
 
 HEADER = "# Compiled by sdbuild from recipes/; edits are replaced by the next build.\n"
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./:-]*[A-Za-z0-9_./-])*")
@@ -25,13 +23,19 @@ def render_dvc_yaml(steps: Iterable[Step]) -> str:
     return "".join((HEADER, "stages:\n", *(line + "\n" for step in steps for line in _stage(step))))
 
 
-def render_recipe_json(recipe: Recipe, steps: Iterable[Step], reads: Mapping[str, Mapping[str, str]]) -> str:
-    """Text of `recipe.json`: the resolved recipe, and the parameters of each of its steps.
+def render_recipe_json(
+    name: str,
+    resolved: Mapping[str, Any],
+    base: Base,
+    steps: Iterable[Step],
+    reads: Mapping[str, Mapping[str, str]],
+) -> str:
+    """Text of `recipe.json`: the resolved recipe and base, and the parameters of each of its steps.
 
     `reads` holds the digests of what each step really reads, by step name; see `sdbuild.data.views`.
     """
     parameters = {step.kind: {**step.spec, "reads": dict(reads.get(step.name, {}))} for step in steps}
-    content = {"recipe": {"name": recipe.name, **recipe.resolved()}, "steps": parameters}
+    content = {"name": name, "recipe": resolved, "base": asdict(base), "steps": parameters}
     return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -89,3 +89,11 @@ class Base:
 
     model: str
     revision: str | None = None
+    """Commit, tag or branch that the recipe asks for."""
+    commit: str | None = None
+    """What that was when it was resolved; builds stay at it until the recipe asks for something else."""
+
+    @property
+    def wanted(self) -> str | None:
+        """What to look for."""
+        return self.commit or self.revision

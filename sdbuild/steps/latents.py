@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbuild.data.items import ItemStore, export, item_key, reuse
+from sdbuild.data.items import ItemStore, export, reuse
 from sdbuild.data.records import ImageRecord, iter_images, write_lines
+from sdbuild.data.wanted import WantedLatent, wanted_latents
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.digest import read_digest
 from sdbuild.steps.contract import Context, Inputs, Items
@@ -32,33 +32,6 @@ AHEAD = 8
 """Pictures that are decoded before the VAE asks for them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """One latent and the picture that it is made of."""
-
-    record: ImageRecord
-    flip: bool
-
-
-def wanted_items(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_digest: str) -> dict[str, Wanted]:
-    """Return the items that cover some pictures, by key; equal pixels are one item."""
-    found: dict[str, Wanted] = {}
-    for record in records:
-        for flip in (False, True) if spec["flip"] else (False,):
-            key = item_key(
-                "latent",
-                digest=record.digest,
-                bucket=record.bucket,
-                resize=record.resize,
-                crop=record.crop,
-                flip=flip,
-                vae=vae_digest,
-                dtype=spec["dtype"],
-            )
-            found.setdefault(key, Wanted(record=record, flip=flip))
-    return found
-
-
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
     """Write `latents/`: item shards, and `index.jsonl` with the key of each picture's items.
 
@@ -68,7 +41,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.images is not None
     assert inputs.base is not None
     records = (row for row in iter_images(inputs.images) if isinstance(row, ImageRecord))
-    wanted = wanted_items(records, spec, read_digest(spec, inputs.base, COMPONENTS))
+    wanted = wanted_latents(records, spec, read_digest(spec, inputs.base, COMPONENTS))
     store = ItemStore(context.items / "latents", warn=context.warn)
     previous = reuse(context.previous / "latents")
     missing = store.missing(wanted, previous)
@@ -81,7 +54,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     return Items(total=len(wanted), computed=len(missing))
 
 
-def _index(wanted: Mapping[str, Wanted]) -> list[dict[str, Any]]:
+def _index(wanted: Mapping[str, WantedLatent]) -> list[dict[str, Any]]:
     rows = ({"digest": item.record.digest, "flip": item.flip, "key": key} for key, item in wanted.items())
     return sorted(rows, key=lambda row: (row["digest"], row["flip"], row["key"]))
 
@@ -103,7 +76,7 @@ def _load(base: Path, dtype: str, records: Sequence[ImageRecord]) -> LatentEncod
 
 
 def _encode(
-    chosen: Sequence[tuple[str, Wanted]], encoder: LatentEncoder, project: Path, background: str, context: Context
+    chosen: Sequence[tuple[str, WantedLatent]], encoder: LatentEncoder, project: Path, background: str, context: Context
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     import torch
 
@@ -116,7 +89,7 @@ def _encode(
         context.progress(done, len(chosen), "latents")
 
 
-def _ahead(wanted: Iterable[Wanted], project: Path, background: str) -> Iterator[NDArray[uint8]]:
+def _ahead(wanted: Iterable[WantedLatent], project: Path, background: str) -> Iterator[NDArray[uint8]]:
     """Decode pictures in order, some ahead of their use."""
     pending: deque[Future[NDArray[uint8]]] = deque()
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
@@ -131,7 +104,7 @@ def _ahead(wanted: Iterable[Wanted], project: Path, background: str) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
-def read_pixels(item: Wanted, project: Path, background: str) -> NDArray[uint8]:
+def read_pixels(item: WantedLatent, project: Path, background: str) -> NDArray[uint8]:
     """Decode one picture into its bucket: RGB [height, width, 3].
 
     Raises:

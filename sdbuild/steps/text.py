@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbuild.data.items import ItemStore, export, item_key, reuse
+from sdbuild.data.items import ItemStore, export, reuse
 from sdbuild.data.records import iter_captions, write_lines
+from sdbuild.data.wanted import wanted_texts
 from sdbuild.families.digest import read_digest
 from sdbuild.steps.contract import Context, Inputs, Items
 
@@ -19,18 +20,12 @@ if TYPE_CHECKING:
 COMPONENTS = ("text_encoder", "tokenizer")
 
 
-def wanted_items(captions: Iterable[str], spec: Mapping[str, Any], encoder_digest: str) -> dict[str, str]:
-    """Return the captions to encode, each once, by item key; with the empty one where the spec wants it."""
-    texts = {*captions, ""} if spec["empty"] else set(captions)
-    return {item_key("text", caption=text, encoder=encoder_digest): text for text in texts}
-
-
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
     """Write `text/`: item shards, and `index.jsonl` with the key of each caption."""
     assert inputs.captions is not None
     assert inputs.base is not None
     captions = (row.text for row in iter_captions(inputs.captions))
-    wanted = wanted_items(captions, spec, read_digest(spec, inputs.base, COMPONENTS))
+    wanted = wanted_texts(captions, spec, read_digest(spec, inputs.base, COMPONENTS))
     store = ItemStore(context.items / "text", warn=context.warn)
     previous = reuse(context.previous / "text")
     missing = store.missing(wanted, previous)

@@ -56,7 +56,8 @@ def test_bad_picture(built: Work, kind: str) -> None:
     skipped = built.doit()
     assert "1 picture skipped" in skipped.out
     assert json.loads(built.read("build/cat/metrics.json"))["skipped"] == 1
-    assert "up to date" in built.dvc("status").out or kind == "broken link"
+    if kind != "broken link":  # which DVC itself stumbles over
+        assert "up to date" in built.dvc("status").out
     assert built.doit().ran == {}
 
 
@@ -77,7 +78,7 @@ def test_no_pictures(empty: Work) -> None:
 
 def test_hold_out_larger_than_the_data(work: Work) -> None:
     work.recipe(datasets=[{"path": "datasets/cats", "holdout": 9}])
-    assert "holdout is 9, of 4 pictures" in work.doit(code=2).err
+    assert "holdout is 9, but only 4 of its pictures can be used" in work.doit(code=2).err
 
 
 @pytest.mark.parametrize(

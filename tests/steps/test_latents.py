@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdbuild.data.items import ShardReader
 from sdbuild.data.records import ImageRecord, read_images
+from sdbuild.data.wanted import wanted_latents
 from sdbuild.errors import DataError
 from sdbuild.families import load, sd1
 from sdbuild.families.digest import read_digest
@@ -150,7 +151,7 @@ def test_buckets_that_the_base_cannot_take_are_refused(stage: Stage) -> None:
 def test_what_was_encoded_is_kept_when_a_later_picture_fails(stage: Stage) -> None:
     pictures = make_pictures(stage.project / "pictures", 30)
     images = write_records(stage.project, pictures)
-    wanted = latents.wanted_items(read_images(images), SPEC, read_digest(SPEC, stage.base, latents.COMPONENTS))
+    wanted = wanted_latents(read_images(images), SPEC, read_digest(SPEC, stage.base, latents.COMPONENTS))
     last = stage.project / wanted[max(wanted)].record.path
     good = last.read_bytes()
     last.write_bytes(b"")
@@ -205,5 +206,5 @@ def test_keys_are_fixed() -> None:
         crop=(0, 0),
         split="train",
     )
-    (key,) = latents.wanted_items([record], SPEC, "vae")
+    (key,) = wanted_latents([record], SPEC, "vae")
     assert key == "c2ebf7f06c5e90e853572e646126bde3bfe2f4946f040997916bebe9625fbc8e"

@@ -1,0 +1,91 @@
+"""The files that recipes are compiled to, `dvc.yaml` and each `recipe.json`, kept in step with the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdbuild.build.project import Project, write_atomic
+from sdbuild.families.locate import commit_of, fetch, locate
+from sdbuild.plan.compile import plan_resolved
+from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
+from sdbuild.plan.model import Base, Step
+from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.places import is_hub_id
+
+
+class Compiled:
+    """Recipes with their steps, and what both look like on disk."""
+
+    def __init__(self, project: Project, recipes: Sequence[Recipe]) -> None:
+        self._project = project
+        self._resolved = {recipe.name: recipe.resolved() for recipe in recipes}
+        self._bases = {name: self._base(name, resolved["base"]) for name, resolved in self._resolved.items()}
+        self._steps = {
+            name: plan_resolved(name, resolved, self._bases[name]) for name, resolved in self._resolved.items()
+        }
+
+    @property
+    def recipes(self) -> Iterable[str]:
+        """Names of the recipes."""
+        return self._resolved.keys()
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps, in plan order."""
+        return [step for steps in self._steps.values() for step in steps]
+
+    def missing_bases(self) -> list[Base]:
+        """Bases that have to be downloaded."""
+        distinct = dict.fromkeys(self._bases.values())
+        return [base for base in distinct if locate(base.model, base.wanted, self._project.root) is None]
+
+    def pin_bases(self) -> None:
+        """Download what is missing, and note the commit of each base from a hub."""
+        for name, base in self._bases.items():
+            if not is_hub_id(base.model):
+                continue
+            commit = commit_of(fetch(base.model, base.wanted, self._project.root))
+            if commit is not None and commit != base.commit:
+                self._bases[name] = Base(model=base.model, revision=base.revision, commit=commit)
+
+    def files(self, reads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+        """Text of every compiled file by path; `reads` as for `render_recipe_json`."""
+        texts = {"dvc.yaml": render_dvc_yaml(self.steps)}
+        texts.update((f"build/{name}/recipe.json", self.recipe_json(name, reads)) for name in self._resolved)
+        return texts
+
+    def recipe_json(self, name: str, reads: Mapping[str, Mapping[str, str]]) -> str:
+        """Text of one recipe's `recipe.json`."""
+        return render_recipe_json(name, self._resolved[name], self._bases[name], self._steps[name], reads)
+
+    def differs(self, path: str, text: str) -> bool:
+        """Whether a file on disk is not as compiled."""
+        try:
+            return (self._project.root / path).read_text(encoding="utf-8") != text
+        except (OSError, UnicodeDecodeError):
+            return True
+
+    def write(self, path: str, text: str) -> Path | None:
+        """Write a compiled file; a `dvc.yaml` that sdbuild did not compile is set aside, and where is returned."""
+        target = self._project.root / path
+        kept = None
+        if path == "dvc.yaml" and target.exists() and not target.read_text(encoding="utf-8").startswith(HEADER):
+            kept = target.with_name("dvc.yaml.before-sdbuild")
+            if not kept.exists():
+                target.rename(kept)
+        write_atomic(target, text)
+        return kept
+
+    def _base(self, name: str, base: Mapping[str, Any]) -> Base:
+        """The base of a recipe; one from a hub stays at the commit that was resolved first."""
+        asked = Base(model=base["model"], revision=base["revision"])
+        if not is_hub_id(asked.model):
+            return asked
+        try:
+            known = Base(**json.loads((self._project.root / f"build/{name}/recipe.json").read_bytes())["base"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return asked
+        return known if (known.model, known.revision) == (asked.model, asked.revision) else asked
