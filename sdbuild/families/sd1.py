@@ -69,7 +69,7 @@ class StableDiffusion1:
     def load_vae(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> KLEncoder:
         """Load the encoder of pictures."""
         vae = self._load(AutoencoderKL, "vae", dtype, device)
-        return KLEncoder(vae, self._shift, self._factor)
+        return KLEncoder(vae, self._shift, self._factor, vae.device, dtype)
 
     def load_text(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CLIPEncoder:
         """Load tokenizer and text encoder."""
@@ -129,17 +129,19 @@ class KLEncoder:
     module: Any
     shift: float
     factor: float
+    device: torch.device
+    dtype: torch.dtype
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of one picture's latent."""
-        posterior = self.module.encode(pixels.to(self.module.device, self.module.dtype)).latent_dist
+        posterior = self.module.encode(pixels.to(self.device, self.dtype)).latent_dist
         return posterior.mean[0].float().cpu(), posterior.logvar[0].float().cpu()
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Return pictures from scaled latents."""
-        unscaled = latent.to(self.module.device, self.module.dtype) / self.factor + self.shift
+        unscaled = latent.to(self.device, self.dtype) / self.factor + self.shift
         pictures: Tensor = self.module.decode(unscaled).sample
         return pictures.float().cpu()
 
