@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,23 +129,25 @@ def _schema(options: argparse.Namespace, console: Console) -> int:
 
 
 def _step(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.worker import read_step, run_step
+    from sdbuild.build.worker import logged, run_alone
 
-    project = find_project()
-    step = read_step(project, options.step)
-    console.step_started(step.name, ())
+    project, name = find_project(), options.step
+    screen = Console(os.fdopen(os.dup(1), "w", buffering=1))
 
     def emit(event: Mapping[str, Any]) -> None:
         if event["event"] == "progress":
-            console.step_progress(step.name, event["done"], event["total"], event["unit"], event["figures"])
+            screen.step_progress(name, event["done"], event["total"], event["unit"], event["figures"])
         else:
-            console.warn(str(event["message"]))
+            screen.warn(f"{name}: {event['message']}")
 
+    started = time.monotonic()
+    screen.step_started(name, ())
     try:
-        items = run_step(project, step, emit)
+        with logged(project.log(name)):
+            items = run_alone(project, name, emit)
     finally:
-        console.stop()
-    console.say(f"{step.name}  done: {items.computed} of {items.total} computed")
+        screen.step_failed(name)
+    screen.step_done(name, items.total, items.computed, time.monotonic() - started)
     return 0
 
 

@@ -32,6 +32,8 @@ _GITIGNORE = """\
 /build/*/*
 !/build/*/recipe.json
 __pycache__/
+# what `dvc plots` draws
+/dvc_plots/
 """
 
 _RECIPE, _DATASET = "recipes/emoji-3d.yaml", "datasets/emoji-3d"

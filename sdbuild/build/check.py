@@ -48,21 +48,25 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
         if name not in recipes:
             near = difflib.get_close_matches(name, recipes, n=1)
             raise UsageError(f"no recipe {name}{f' (did you mean {near[0]}?)' if near else ''} in recipes/")
+    if not recipes:
+        yield "there are no recipes in recipes/"
     problems: dict[Problem, None] = {}
     for name in names or recipes:
-        try:
-            pictures = _check_data(project, recipes[name], console)
-        except DataError as error:
-            problems.update(dict.fromkeys(error.problems))
-        else:
+        pictures, found = _check_data(project, recipes[name], console)
+        problems.update(dict.fromkeys(found))
+        if not found:
             yield f"recipes/{name}.yaml is right: {pictures} pictures"
     if problems:
         raise InputError(problems)
 
 
-def _check_data(project: Project, recipe: Recipe, console: Console) -> int:
-    """Run the steps that read pictures and captions into a folder that is thrown away."""
+def _check_data(project: Project, recipe: Recipe, console: Console) -> tuple[int, list[Problem]]:
+    """Run the steps that read pictures and captions into a folder that is thrown away; the pictures and all problems.
+
+    Where pictures are broken, captions are checked on the others.
+    """
     specs: Mapping[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
+    problems: list[Problem] = []
     with tempfile.TemporaryDirectory(prefix="sdbuild-check-") as folder:
         out = Path(folder)
         context = _Quiet(
@@ -73,8 +77,18 @@ def _check_data(project: Project, recipe: Recipe, console: Console) -> int:
             recipe=recipe.name,
         )
         context.scratch.mkdir()
-        inputs = Inputs(project=project.root)
-        images = importlib.import_module("sdbuild.steps.images").run(specs["images"], inputs, out, context)
-        inputs = Inputs(project=project.root, images=out / "images.jsonl")
-        importlib.import_module("sdbuild.steps.captions").run(specs["captions"], inputs, out, context)
-        return int(images.total)
+        total = 0
+        for spec in (specs["images"], {**specs["images"], "on_error": "skip"}):
+            try:
+                images = importlib.import_module("sdbuild.steps.images")
+                total = int(images.run(spec, Inputs(project=project.root), out, context).total)
+                break
+            except DataError as error:
+                problems += error.problems
+        if (out / "images.jsonl").exists():
+            inputs = Inputs(project=project.root, images=out / "images.jsonl")
+            try:
+                importlib.import_module("sdbuild.steps.captions").run(specs["captions"], inputs, out, context)
+            except DataError as error:
+                problems += error.problems
+    return total, problems

@@ -15,7 +15,6 @@ from sdbuild.build.lockfile import LockFile
 from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
-from sdbuild.build.views import read_view
 from sdbuild.build.workers import Workers
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, StepError
@@ -47,8 +46,8 @@ class Engine:
         self.compiled = Compiled(project, recipes)
         self.steps = {step.name: step for step in self.compiled.steps}
         self.lock_file = LockFile(project)
-        self.stat = StatCache(project.root, project.private / "cache" / "stat.sqlite")
-        self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat, read_view)
+        self.stat = StatCache(project.root, project.stat_cache)
+        self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat)
         self.outcomes: dict[str, Outcome] = {}
         self._reads: dict[str, Mapping[str, str]] = {}
         self._build_lock = BuildLock(project, waiting=console.say)
@@ -221,7 +220,8 @@ class Engine:
                     self.build(producer.name, forced=True)
             elif not (self.project.root / path).exists() and not self.history.fetch_data(path):
                 tracked = self.oracle.tracked(path) is not None
-                remedy = "neither DVC's cache nor its remote has it" if tracked else "no such folder"
+                lost = "neither DVC's cache nor its remote has it; `dvc push` where it is, then `dvc pull` here"
+                remedy = lost if tracked else "no such folder"
                 raise DataError([Problem(file=path, message=remedy)])
         self.oracle.forget()
 

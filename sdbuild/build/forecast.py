@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from sdbuild.build.counts import Counts
 from sdbuild.build.engine import Engine
 from sdbuild.build.oracle import Verdict, recorded_parameters
 from sdbuild.build.project import Project
+from sdbuild.build.reasons import flat
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
 from sdbuild.recipe.load import load_project
@@ -62,12 +64,10 @@ def _explained(verdict: Verdict, engine: Engine) -> Iterator[str]:
         files = f", {row['nfiles']} files" if "nfiles" in row else ""
         yield f"  {row['path']}  md5 {row['md5']}{files}"
     for key, value in sorted(_flat_parameters(engine, verdict).items()):
-        yield f"  {key}: {value}"
+        yield f"  {key}: {json.dumps(value, ensure_ascii=False)}"
 
 
 def _flat_parameters(engine: Engine, verdict: Verdict) -> dict[str, Any]:
-    from sdbuild.build.oracle import flat
-
     return flat(recorded_parameters(engine.oracle.entry(verdict.step), verdict.step))
 
 

@@ -39,7 +39,7 @@ class History:
         self._cache = LocalCache(project)
         self._mutex = threading.RLock()
         self._repo: Any = None
-        logging.getLogger("dvc").setLevel(logging.CRITICAL)  # what matters is said by exceptions
+        _hush()
 
     def restore(self, step: Step, entry: Entry) -> bool:
         """Bring a recorded run's outs into place, from the cache or else the remote, and record it.
@@ -154,8 +154,14 @@ class History:
 
 def create_repository(root: Path, *, subfolder: bool) -> None:
     """Put a folder under DVC; `subfolder` for one inside a larger git repository."""
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    _hush()
     Repo.init(str(root), subdir=subfolder).close()
+
+
+def _hush() -> None:
+    """Keep DVC's own words off the screen; what matters is said by exceptions."""
+    for name in ("dvc", "dvc_data", "dvc_objects", "dvc_render", "scmrepo"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _row(path: str, digest: Digest) -> dict[str, Any]:

@@ -8,26 +8,22 @@ record needs to be renewed. Digests of views stand among the recorded parameters
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from sdbuild.build import cache
 from sdbuild.build.lockfile import Entry, LockFile, load_yaml
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
+from sdbuild.build.reads import Reads
+from sdbuild.build.reasons import parameter_changes
 from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.errors import DataError
-from sdbuild.plan.model import Dep, Step, View
+from sdbuild.plan.model import Dep, Step
 
 State = Literal["fresh", "stale", "pending"]
 Action = Literal["none", "restore", "run"]
-
-ReadView = Callable[[View, Step, "Oracle"], Any]
-"""Computes what a step reads (JSON-able) from inputs that are on disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,18 +49,15 @@ class Verdict:
 class Oracle:
     """Judges the steps of a plan; thread-safe; verdicts are kept until `forget`."""
 
-    def __init__(
-        self, project: Project, steps: Sequence[Step], lock: LockFile, stat: StatCache, read_view: ReadView
-    ) -> None:
+    def __init__(self, project: Project, steps: Sequence[Step], lock: LockFile, stat: StatCache) -> None:
         self.project = project
         self.steps = {step.name: step for step in steps}
         self.producers = {out.path: step for step in steps for out in step.outs}
         self.stat = stat
         self._lock = lock
-        self._read_view = read_view
+        self.reads = Reads(project, stat)
         self._mutex = threading.RLock()
         self._verdicts: dict[str, Verdict] = {}
-        self._base_digests: dict[tuple[Any, ...], str] = {}
         self._cache = cache.LocalCache(project)
 
     def judge(self, name: str) -> Verdict:
@@ -101,8 +94,10 @@ class Oracle:
         deps, waiting, dep_reasons = self._inputs(step, entry)
         if waiting:
             waits = dict.fromkeys(waiting)
-            return Verdict(step=step, state="pending", action="run", reasons=(*reasons, *waits), deps=deps)
-        reads, absent = self._reads(step, recorded, viewed_changed=any(step_dep.viewed for step_dep in dep_reasons))
+            state: State = "stale" if reasons and entry else "pending"
+            return Verdict(step=step, state=state, action="run", reasons=(*reasons, *waits), deps=deps)
+        known = recorded.get("reads", {})
+        reads, absent = self._views(step, known, viewed_changed=any(dep.viewed for dep in dep_reasons))
         if absent:
             reason = tuple(f"input changed: {dep.path}" for dep in dep_reasons)
             return Verdict(
@@ -110,7 +105,7 @@ class Oracle:
             )
         if entry:
             reasons += [message for dep, message in dep_reasons.items() if not dep.viewed]
-            reasons += self._view_changes(recorded.get("reads", {}), reads)
+            reasons += self.reads.changes(known, reads)
         if reasons or entry is None:
             return self._stale(step, reasons, deps, reads)
         return self._fresh(step, entry, deps, reads, renew=bool(dep_reasons))
@@ -165,52 +160,21 @@ class Oracle:
         except (OSError, KeyError, IndexError, TypeError):
             return None
 
-    def _reads(
-        self, step: Step, recorded: Mapping[str, Any], *, viewed_changed: bool
+    def _views(
+        self, step: Step, recorded: Mapping[str, str], *, viewed_changed: bool
     ) -> tuple[dict[str, str], tuple[str, ...]]:
-        known = recorded.get("reads", {})
-        reads: dict[str, str] = {}
+        """Digests of what a step reads, and the inputs that have to be brought back to know them."""
+        found: dict[str, str] = {}
         for view in step.views:
-            if view == "base":
-                reads[view] = self._base(step)
-            elif not viewed_changed and view in known:
-                reads[view] = known[view]
-            else:
-                absent = tuple(dep.path for dep in step.deps if not (self.project.root / dep.path).exists())
-                if absent or self._replaced(step):
-                    return {}, absent or tuple(dep.path for dep in step.deps)
-                content = self._read_view(view, step, self)
-                reads[view] = digest = json_digest(content)
-                self._remember_view(digest, content)
-        return reads, ()
-
-    def _replaced(self, step: Step) -> bool:
-        """Whether an input on disk is not yet what the step before it will make of it."""
-        return any(dep.path in self.producers and not self.in_place(dep.path) for dep in step.deps)
-
-    def _base(self, step: Step) -> str:
-        key = (step.base, step.components)
-        if key not in self._base_digests:
-            from sdbuild.families.digest import base_digest
-            from sdbuild.families.locate import locate
-
-            folder = locate(step.base.model, step.base.wanted, self.project.root)
-            if folder is None:
-                raise DataError(f"base {step.base.model} is not on this machine; `doit` downloads it")
-            self._base_digests[key] = base_digest(folder, step.components, self._hash_file)
-        return self._base_digests[key]
-
-    def _hash_file(self, path: Path) -> str:
-        found = self.stat.digest(str(path))
-        assert found is not None, path
-        return found.md5
-
-    def _view_changes(self, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-        reasons: list[str] = []
-        for view in new:
-            if old.get(view) != new[view]:
-                reasons += describe_change(view, self._recall_view(old.get(view)), self._recall_view(new[view]))
-        return reasons
+            if view != "base" and not viewed_changed and view in recorded:
+                found[view] = recorded[view]
+                continue
+            if view != "base":
+                absent = tuple(dep.path for dep in step.deps if dep.viewed and not self.in_place(dep.path))
+                if absent:
+                    return {}, absent
+            found[view] = self.reads.digest(view, step)
+        return found, ()
 
     def _stale(
         self, step: Step, reasons: Sequence[str], deps: Mapping[str, Digest], reads: Mapping[str, str]
@@ -252,27 +216,6 @@ class Oracle:
             entry=entry,
         )
 
-    def _remember_view(self, digest: str, content: Any) -> None:
-        path = self._view_path(digest)
-        if not path.exists():
-            write_atomic(path, json.dumps(content, ensure_ascii=False))
-
-    def _recall_view(self, digest: str | None) -> Any:
-        if digest is None:
-            return None
-        try:
-            return json.loads(self._view_path(digest).read_bytes())
-        except (OSError, ValueError):
-            return None
-
-    def _view_path(self, digest: str) -> Path:
-        return self.project.private / "cache" / "views" / f"{digest}.json"
-
-
-def json_digest(content: Any) -> str:
-    """SHA-256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
 
 def recorded_parameters(entry: Entry | None, step: Step) -> Mapping[str, Any]:
     """The parameters under which a step was last built."""
@@ -283,69 +226,3 @@ def recorded_parameters(entry: Entry | None, step: Step) -> Mapping[str, Any]:
 def recorded_outs(entry: Entry) -> dict[str, Digest]:
     """The outs that a recorded run left."""
     return {row["path"]: Digest(row["md5"], row.get("size", 0), row.get("nfiles")) for row in entry.get("outs", [])}
-
-
-def parameter_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Differences of two specs in words, by dotted key; digests under `reads` are left out."""
-    before, after = flat(old), flat(new)
-    return [
-        f"param {key}: {_word(before, key)} -> {_word(after, key)}"
-        for key in sorted({*before, *after})
-        if key.split(".")[0] != "reads" and before.get(key, _NOTHING) != after.get(key, _NOTHING)
-    ]
-
-
-_NOTHING = object()
-
-
-def _word(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "(none)"
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested JSON as one mapping of dotted keys; lists stay whole unless they hold mappings."""
-    if isinstance(value, Mapping) and value:
-        found: dict[str, Any] = {}
-        for key, inner in value.items():
-            found.update(flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-        return found
-    if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        found = {}
-        for index, inner in enumerate(value):
-            found.update(flat(inner, f"{prefix}[{index}]"))
-        return found
-    return {prefix: value}
-
-
-_NOUNS: Mapping[str, tuple[str, str]] = {
-    "pictures": ("picture file", "picture files"),
-    "captions": ("caption", "captions"),
-    "pixels": ("picture", "pictures"),
-    "texts": ("text", "texts"),
-    "base": ("base model", "base model"),
-}
-
-
-def describe_change(view: str, old: Any, new: Any) -> list[str]:
-    """What changed between two contents of a view, in words."""
-    one, many = _NOUNS[view]
-    if old is None or new is None:
-        return [f"{many} changed"]
-    before, after = _rows(old), _rows(new)
-    added = [key for key in after if key not in before]
-    removed = [key for key in before if key not in after]
-    changed = [key for key in after if key in before and before[key] != after[key]]
-    reasons = []
-    for verb, keys in (("added", added), ("removed", removed), ("changed", changed)):
-        if len(keys) == 1:
-            name = f": {keys[0]}" if view == "pictures" else ""
-            reasons.append(f"1 {one} {verb}{name}")
-        elif keys:
-            reasons.append(f"{len(keys)} {many} {verb}")
-    return reasons or [f"{many} changed"]
-
-
-def _rows(content: Any) -> dict[str, Any]:
-    if isinstance(content, Mapping):
-        return flat(content)
-    return {json.dumps(row if isinstance(row, str) else row[:1]): row for row in content}

@@ -31,6 +31,11 @@ class Project:
         """The item stores."""
         return self.private / "items"
 
+    @property
+    def stat_cache(self) -> Path:
+        """Digests of files by their stat."""
+        return self.private / "cache" / "stat.sqlite"
+
     def log(self, step: str) -> Path:
         """Log file of a step's last run."""
         recipe, kind = step.split(":")

@@ -105,7 +105,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         """Say what was done and where the results are."""
         if _engine is not None:
             _engine.console.stop()
-            for line in summary(_engine, failed=bool(self.failures)):
+            stopped = sys.exc_info()[0] is not None
+            for line in summary(_engine, failed=stopped or bool(self.failures)):
                 _engine.console.say(line)
             _engine.close()
         for message in self.runtime_errors:
@@ -144,6 +145,8 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
     except SdbuildError as error:
         console.error(str(error))
         raise SystemExit(error.exit_code) from None
+    if not _engine.steps:
+        _engine.prepare()  # no task will
     atexit.register(_engine.close)
     sys.excepthook = _without_traceback
     for recipe in _engine.compiled.recipes:
@@ -193,6 +196,9 @@ def _clean(engine: Engine, step: Step, dryrun: bool) -> None:
 
 def summary(engine: Engine, *, failed: bool) -> Iterator[str]:
     """What a run did: steps by outcome, and where new results are."""
+    if not engine.steps:
+        yield "nothing to build: there are no recipes in recipes/"
+        return
     by: dict[str, list[str]] = {}
     for name, outcome in engine.outcomes.items():
         by.setdefault(outcome.how, []).append(name)

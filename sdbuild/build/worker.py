@@ -23,13 +23,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.project import Project
+from sdbuild.build.project import Project, write_atomic
 from sdbuild.errors import InputError, SdbuildError, StepError, UsageError
 from sdbuild.plan.compile import plan_resolved
+from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.steps.contract import Inputs, Items
 
 Emit = Callable[[Mapping[str, Any]], None]
+
+QUIET = {
+    "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of steps: what libraries have to say goes to the log, and there is little of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,31 @@ def read_step(project: Project, name: str) -> Step:
         steps = {step.kind: step for step in plan_resolved(recipe, content["recipe"], Base(**content["base"]))}
         return replace(steps[kind], spec=content["steps"][kind])  # type: ignore[index]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"no step {name} in build/{recipe}/recipe.json; `doit list` shows the steps") from None
+        raise UsageError(f"no step {name} in build/{recipe}/recipe.json; `doit list --all` shows the steps") from None
+
+
+def run_alone(project: Project, name: str, emit: Emit) -> Items:
+    """Run a step as DVC calls it, outside a build.
+
+    What it is about to read is noted in `recipe.json` first, where DVC takes the parameters from that it records.
+
+    Raises:
+        SdbuildError: as the step raised it.
+    """
+    from sdbuild.build.reads import Reads
+    from sdbuild.build.statcache import StatCache
+
+    step = read_step(project, name)
+    stat = StatCache(project.root, project.stat_cache)
+    reads = Reads(project, stat).all(step)
+    stat.close()
+    path = project.root / step.params_file
+    content = json.loads(path.read_bytes())
+    if content["steps"][step.kind]["reads"] != reads:
+        content["steps"][step.kind]["reads"] = reads
+        write_atomic(path, dump_recipe_json(content))
+    os.environ.update(QUIET)
+    return run_step(project, read_step(project, name), emit)
 
 
 def run_step(project: Project, step: Step, emit: Emit) -> Items:
@@ -127,6 +160,7 @@ def serve(project: Project) -> int:
     """The worker's life: run the steps that are asked for until the input ends."""
     die_with_parent()
     channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # what is printed between two steps is no event
     lock = threading.Lock()
 
     def emit(event: Mapping[str, Any]) -> None:
@@ -135,7 +169,7 @@ def serve(project: Project) -> int:
 
     for line in _requests():
         name = json.loads(line)["step"]
-        with _logged(project.log(name)):
+        with logged(project.log(name)):
             emit(_answer(project, name, emit))
         gc.collect()
     return 0
@@ -193,22 +227,23 @@ def _requests() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def logged(path: Path) -> Iterator[None]:
     """Send everything that is printed, by C code too, to a log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
     with path.open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            with open(os.devnull, "w") as null:
-                os.dup2(null.fileno(), 1)
-                os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for kept, target in zip(before, (1, 2), strict=True):
+            os.dup2(kept, target)
+            os.close(kept)
 
 
 def die_with_parent() -> None:

@@ -13,17 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdbuild.build.project import Project
+from sdbuild.build.worker import QUIET
 from sdbuild.errors import DataError, InputError, Problem, SdbuildError, StepError
 from sdbuild.steps.contract import Items
-
-_QUIET = {
-    "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "BITSANDBYTES_NOWELCOME": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 class Workers:
@@ -85,7 +77,7 @@ class Workers:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "sdbuild", "worker"],
                     cwd=self._project.root,
-                    env={**os.environ, **_QUIET},
+                    env={**os.environ, **QUIET},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

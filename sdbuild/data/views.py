@@ -51,6 +51,11 @@ def texts(captions: Iterable[CaptionRecord]) -> list[str]:
     return sorted({row.text for row in captions})
 
 
+def records(captions: Iterable[CaptionRecord]) -> dict[str, Any]:
+    """train: `{"<dataset>:<digest>": [text, split]}`; where a caption came from does not matter."""
+    return {row.key: [row.text, row.split] for row in captions}
+
+
 def digest_of(view: Any) -> str:
     """sha256 (hex) of a view's canonical JSON."""
     canonical = json.dumps(view, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -82,13 +82,13 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             "method": method,
             "train": train,
         },
-        deps=(Dep(path=captions_file), Dep(path=f"{folder}/latents"), *text),
+        deps=(Dep(path=captions_file, viewed=True), Dep(path=f"{folder}/latents"), *text),
         outs=(
             Out(path=f"{folder}/adapter"),
             Out(path=f"{folder}/metrics.json", kind="metric"),
             Out(path=f"{folder}/loss.csv", kind="plot"),
         ),
-        views=("base",),
+        views=("records", "base"),
         components=("unet", "scheduler", "vae", "text_encoder", "tokenizer")
         if trains_text
         else ("unet", "scheduler", "vae"),

@@ -20,7 +20,8 @@ def render_dvc_yaml(steps: Iterable[Step]) -> str:
 
     Written by hand rather than by a YAML library: a thousand stages are rendered at every build, in milliseconds.
     """
-    return "".join((HEADER, "stages:\n", *(line + "\n" for step in steps for line in _stage(step))))
+    lines = [line for step in steps for line in _stage(step)]
+    return "\n".join((HEADER + "stages:", *lines, "")) if lines else f"{HEADER}stages: {{}}\n"
 
 
 def render_recipe_json(
@@ -36,6 +37,11 @@ def render_recipe_json(
     """
     parameters = {step.kind: {**step.spec, "reads": dict(reads.get(step.name, {}))} for step in steps}
     content = {"name": name, "recipe": resolved, "base": asdict(base), "steps": parameters}
+    return dump_recipe_json(content)
+
+
+def dump_recipe_json(content: Mapping[str, Any]) -> str:
+    """The text of `recipe.json`."""
     return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

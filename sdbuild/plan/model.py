@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 StepKind = Literal["images", "captions", "latents", "text", "train", "samples"]
 STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
 
-View = Literal["pictures", "captions", "pixels", "texts", "base"]
+View = Literal["pictures", "captions", "pixels", "texts", "records", "base"]
 """What a step really reads of its inputs; see `sdbuild.data.views`."""
 
 

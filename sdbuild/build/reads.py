@@ -1,0 +1,102 @@
+"""What steps really read: views of their inputs and the content of their base, as digests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.reasons import describe_change
+from sdbuild.build.statcache import StatCache
+from sdbuild.data import views
+from sdbuild.data.records import count_skipped, read_captions, read_images, read_skipped
+from sdbuild.errors import DataError
+from sdbuild.plan.model import Base, Step, View
+
+
+class Reads:
+    """Digests of what steps read, from inputs that are on disk.
+
+    The content behind a digest is remembered below `.sdbuild/`, so that a later change can be told in words.
+    """
+
+    def __init__(self, project: Project, stat: StatCache) -> None:
+        self._project = project
+        self._stat = stat
+        self._bases: dict[tuple[Base, tuple[str, ...]], str] = {}
+
+    def all(self, step: Step) -> dict[str, str]:
+        """Digests of everything that a step reads.
+
+        Raises:
+            DataError: an input or the base is damaged or not there.
+        """
+        return {view: self.digest(view, step) for view in step.views}
+
+    def digest(self, view: View, step: Step) -> str:
+        """Digest of one view of a step's inputs."""
+        if view == "base":
+            return self._base(step)
+        content = self._content(view, step)
+        digest = views.digest_of(content)
+        path = self._path(digest)
+        if not path.exists():
+            write_atomic(path, json.dumps(content, ensure_ascii=False))
+        return digest
+
+    def changes(self, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+        """Differences between recorded and present digests, in words."""
+        reasons: list[str] = []
+        for view in new:
+            if old.get(view) != new[view]:
+                reasons += describe_change(view, self._recall(old.get(view)), self._recall(new[view]))
+        return reasons
+
+    def _content(self, view: View, step: Step) -> Any:
+        project = self._project.root
+        images, captions = (project / step.folder / f"{name}.jsonl" for name in ("images", "captions"))
+        match view:
+            case "pictures":
+                return {dep.path: views.pictures(self._stat.listing(dep.path)) for dep in step.deps}
+            case "captions":
+                skipped = len(read_skipped(images))
+                found = views.texts_of(read_images(images), step.spec, project)
+                return {**found, "skipped": skipped} if skipped else found
+            case "pixels":
+                return views.pixels(read_images(images))
+            case "texts":
+                return views.texts(read_captions(captions))
+            case "records":
+                return {**views.records(read_captions(captions)), "skipped": count_skipped(captions)}
+            case "base":
+                raise AssertionError(view)
+
+    def _base(self, step: Step) -> str:
+        key = (step.base, step.components)
+        if key not in self._bases:
+            from sdbuild.families.digest import base_digest
+            from sdbuild.families.locate import locate
+
+            folder = locate(step.base.model, step.base.wanted, self._project.root)
+            if folder is None:
+                raise DataError(f"base {step.base.model} is not on this machine; `doit` downloads it")
+            self._bases[key] = base_digest(folder, step.components, self._hash_file)
+        return self._bases[key]
+
+    def _hash_file(self, path: Path) -> str:
+        found = self._stat.digest(str(path))
+        assert found is not None, path
+        return found.md5
+
+    def _recall(self, digest: str | None) -> Any:
+        if digest is None:
+            return None
+        try:
+            return json.loads(self._path(digest).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def _path(self, digest: str) -> Path:
+        return self._project.private / "cache" / "views" / f"{digest}.json"
