@@ -19,7 +19,7 @@ from sdbuild.data.items import ShardReader
 from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
 from sdbuild.data.sampler import Sampler
 from sdbuild.errors import DataError, StepError
-from sdbuild.families.contract import Denoiser, Family
+from sdbuild.families.contract import DTYPES, Denoiser, Family
 from sdbuild.methods.contract import Adapter
 from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
@@ -34,9 +34,6 @@ from sdbuild.training.schedules import rate_at
 from sdbuild.training.state import TrainingState
 from sdbuild.training.tensorfile import content_digest, write_tensors
 from sdbuild.training.validation import Validation
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""By the recipe's `train.precision`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
