@@ -1,0 +1,19 @@
+"""All benchmarks: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import latents, memory, noop_pictures, noop_steps, one_picture, training
+from benchmarks.harness import main
+
+sys.exit(
+    main(
+        noop_pictures.measure,
+        noop_steps.measure,
+        one_picture.measure,
+        latents.measure,
+        training.measure,
+        memory.measure,
+    )
+)
