@@ -57,7 +57,12 @@ def test_only_what_changed_is_hashed(folder: Path, monkeypatch: pytest.MonkeyPat
     os.utime(folder / "a.png", (1, 1))
     hashed: list[str] = []
     real = statcache._md5
-    monkeypatch.setattr(statcache, "_md5", lambda entry: hashed.append(entry.relative) or real(entry))
+
+    def watched(entry: statcache._Entry) -> str:
+        hashed.append(entry.relative)
+        return real(entry)
+
+    monkeypatch.setattr(statcache, "_md5", watched)
     assert one.digest("data") != before
     assert hashed == ["a.png"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -185,9 +186,12 @@ def test_taken_back(built: Work, what: str) -> None:
     elif what == "caption":
         (built.root / CATS / "0000.txt").write_text("a blue dog")
     else:
-        section = {"training": "train", "sampling": "sample", "resolution": "images"}[what]
-        value = {"training": {"rank": 3}, "sampling": {"guidance": 3}, "resolution": {"resolution": 24}}[what]
-        built.recipe(**{"method" if what == "training" else section: value})
+        changes: dict[str, dict[str, Any]] = {
+            "training": {"method": {"rank": 3}},
+            "sampling": {"sample": {"guidance": 3}},
+            "resolution": {"images": {"resolution": 24}},
+        }
+        built.recipe("cat", **changes[what])
     assert ran(built) != {}
     shutil.rmtree(built.root / CATS)
     kept.rename(built.root / CATS)
