@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sdbuild.build.project import Project
@@ -26,6 +27,8 @@ class Workers:
         self._idle: list[subprocess.Popen[str]] = []
         self._all: list[subprocess.Popen[str]] = []
         self._lock = threading.Lock()
+        # A worker dies with the thread that started it (Linux), and the threads of a parallel build come and go.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
 
     def run(self, step: str, on_event: Callable[[Mapping[str, Any]], None]) -> Items:
         """Run a step in a worker; progress and warnings go to `on_event`.
@@ -66,27 +69,31 @@ class Workers:
                 self._kill(process)
             if process.stdout is not None:
                 process.stdout.close()
+        self._starter.shutdown()
 
     def _take(self) -> subprocess.Popen[str]:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-            noise = self._project.private / "logs" / "worker.log"
-            noise.parent.mkdir(parents=True, exist_ok=True)
-            with noise.open("ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "sdbuild", "worker"],
-                    cwd=self._project.root,
-                    env={**os.environ, **QUIET},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    encoding="utf-8",
-                    start_new_session=True,  # Ctrl-C goes to the build, which decides
-                )
+            process = self._starter.submit(self._start).result()
             self._all.append(process)
             return process
+
+    def _start(self) -> subprocess.Popen[str]:
+        noise = self._project.private / "logs" / "worker.log"
+        noise.parent.mkdir(parents=True, exist_ok=True)
+        with noise.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sdbuild", "worker"],
+                cwd=self._project.root,
+                env={**os.environ, **QUIET},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C goes to the build, which decides
+            )
 
     def _converse(
         self, process: subprocess.Popen[str], step: str, on_event: Callable[[Mapping[str, Any]], None]
