@@ -1,0 +1,1 @@
+"""Makes the embedded base ``emoji-64``: pictures, VAE, latents, UNet with text encoder, export, quality."""
