@@ -91,7 +91,7 @@ class Steps:
 
     def __init__(self, work: Work, name: str = "cat") -> None:
         self.root = work.root
-        self.out = work.root / "out"
+        self.out = work.root / "out" / name
         self.plan = {step.kind: step for step in plan(self._recipe(name))}
 
     def _recipe(self, name: str) -> Any:
