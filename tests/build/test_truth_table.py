@@ -37,6 +37,18 @@ def add_picture(work: Work, caption: str = "a green hat") -> Path:
     return target
 
 
+def shared(work: Work, folder: Path) -> Work:
+    """A teammate's clone of a project that was pushed to a remote; nothing is pulled yet."""
+    work.dvc("remote", "add", "--default", "store", str(folder / "store"))
+    work.dvc("push")
+    work.git("add", ".")
+    work.git("commit", "--quiet", "-m", "Remote")
+    clone = Work(folder / "clone")
+    work.git("clone", "--quiet", str(work.root), str(clone.root))
+    shutil.copytree(work.root / "base", clone.root / "base")  # no part of the repository
+    return clone
+
+
 def test_first_build_runs_everything(built: Work) -> None:
     plan = built.plan()
     assert [name.removeprefix("cat:") for name in plan] == ["images", "captions", "latents", "text", "train", "samples"]
@@ -203,26 +215,14 @@ def test_taken_back(built: Work, what: str) -> None:
 
 
 def test_clone_after_pull(built: Work, tmp_path: Path) -> None:
-    built.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
-    built.dvc("push")
-    built.git("add", ".")
-    built.git("commit", "--quiet", "-m", "Remote")
-    clone = Work(tmp_path / "clone")
-    built.git("clone", "--quiet", str(built.root), str(clone.root))
-    shutil.copytree(built.root / "base", clone.root / "base")  # no part of the repository
+    clone = shared(built, tmp_path)
     clone.dvc("pull")
     assert clone.doit().ran == {}
     assert clone.adapter() == built.adapter()
 
 
 def test_clone_with_a_remote_fetches_what_is_wanted(built: Work, tmp_path: Path) -> None:
-    built.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
-    built.dvc("push")
-    built.git("add", ".")
-    built.git("commit", "--quiet", "-m", "Remote")
-    clone = Work(tmp_path / "clone")
-    built.git("clone", "--quiet", str(built.root), str(clone.root))
-    shutil.copytree(built.root / "base", clone.root / "base")
+    clone = shared(built, tmp_path)
     assert clone.doit().ran == {}
     assert clone.adapter() == built.adapter()
     assert not (clone.root / "build/cat/latents").exists(), "an intermediate out that nothing needed was fetched"
