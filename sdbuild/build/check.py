@@ -6,7 +6,7 @@ import difflib
 import importlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ class _Quiet:
     previous: Path
     console: Console
     recipe: str
+    silent: bool = False
 
     def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
         """Checking is short."""
 
     def warn(self, message: str) -> None:
-        self.console.warn(f"{self.recipe}: {message}")
+        """Tell it with the recipe's name."""
+        if not self.silent:
+            self.console.warn(f"{self.recipe}: {message}")
 
 
 def check_project(project: Project, names: Sequence[str], console: Console) -> Iterator[str]:
@@ -78,10 +81,11 @@ def _check_data(project: Project, recipe: Recipe, console: Console) -> tuple[int
         )
         context.scratch.mkdir()
         total = 0
-        for spec in (specs["images"], {**specs["images"], "on_error": "skip"}):
+        images = importlib.import_module("sdbuild.steps.images")
+        for on_error, silent in ((specs["images"]["on_error"], False), ("skip", True)):
+            spec = {**specs["images"], "on_error": on_error}
             try:
-                images = importlib.import_module("sdbuild.steps.images")
-                total = int(images.run(spec, Inputs(project=project.root), out, context).total)
+                total = int(images.run(spec, Inputs(project=project.root), out, replace(context, silent=silent)).total)
                 break
             except DataError as error:
                 problems += error.problems
