@@ -58,6 +58,7 @@ class Oracle:
         self.reads = Reads(project, stat)
         self._mutex = threading.RLock()
         self._verdicts: dict[str, Verdict] = {}
+        self._data: dict[str, Digest | None] = {}
         self._cache = cache.LocalCache(project)
 
     def judge(self, name: str) -> Verdict:
@@ -77,6 +78,7 @@ class Oracle:
         """Judge anew: something on disk has changed."""
         with self._mutex:
             self._verdicts.clear()
+            self._data.clear()
 
     def entry(self, step: Step) -> Entry | None:
         """What `dvc.lock` says of a step."""
@@ -144,7 +146,10 @@ class Oracle:
         if producer is not None:
             outs = self.judge(producer.name).outs
             return None if outs is None else outs[path]
-        return self.stat.digest(path) or self.tracked(path)
+        with self._mutex:
+            if path not in self._data:  # several steps read a dataset: it is walked once
+                self._data[path] = self.stat.digest(path) or self.tracked(path)
+            return self._data[path]
 
     def in_place(self, path: str) -> bool:
         """Whether an input is on disk with the content that it should have."""
