@@ -60,8 +60,7 @@ def train_adapter(folder: Path) -> Path:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for arguments in (["sdbuild", "init", "."], ["doit", f"{RECIPE}:train"]):
         subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=environment, check=True, stdout=sys.stderr)
-    (found,) = (folder / "build" / RECIPE / "adapter").glob("*.safetensors")
-    return found
+    return folder / "build" / RECIPE / "adapter" / f"{RECIPE}.safetensors"
 
 
 def measure_adapter(
