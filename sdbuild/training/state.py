@@ -22,7 +22,7 @@ class TrainingState:
     step: int = 0
     """Steps done."""
     computed: int = 0
-    """Steps done in this session."""
+    """Steps done by this process."""
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step done."""
     seconds: float = 0.0

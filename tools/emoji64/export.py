@@ -56,3 +56,7 @@ def _suit_older_readers(folder: Path, vocabulary: Path) -> None:
     known = json.loads(settings.read_text(encoding="utf-8"))
     kept = {name: value for name, value in known.items() if name.endswith(("_token", "_class", "_length"))}
     settings.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for config in folder.glob("*/config.json"):  # where the parts lay when they were loaded is nobody's business
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content.pop("_name_or_path", None)
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
