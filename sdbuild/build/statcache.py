@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _SETTLED = 50_000_000
 """Nanoseconds: a file younger than this may still change within its time stamp, so its digest is not remembered."""
@@ -31,8 +32,9 @@ class Digest:
     """Number of files in a folder; None for a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
+    """A file as a walk finds it; a tuple, because there may be tens of thousands."""
+
     relative: str
     path: str
     size: int
@@ -82,7 +84,7 @@ class StatCache:
 
     def _folder(self, path: str, full: str) -> Digest:
         entries = list(self._walk(full))
-        lines = sorted(f"{entry.relative}\0{entry.signature}" for entry in entries)
+        lines = sorted(f"{relative}\0{size}:{mtime}:{inode}" for relative, _, size, mtime, inode in entries)
         signature = hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         row = self._db().execute("SELECT signature, md5, size FROM folders WHERE path = ?", (path,)).fetchone()
         size = sum(entry.size for entry in entries)
@@ -96,12 +98,13 @@ class StatCache:
 
     def _walk(self, top: str) -> Iterator[_Entry]:
         start = len(top.rstrip("/")) + 1
+        ignored = self._ignored
         stack = [top]
         while stack:
             with os.scandir(stack.pop()) as found:
                 for item in found:
                     relative = item.path[start:]
-                    if self._ignored is not None and self._ignored(os.path.relpath(item.path, self._root)):
+                    if ignored is not None and ignored(os.path.relpath(item.path, self._root)):
                         continue
                     try:
                         if item.is_dir():
