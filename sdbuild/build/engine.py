@@ -136,7 +136,7 @@ class Engine:
     def _without_running(self, verdict: Verdict) -> Outcome | None:
         step = verdict.step
         if verdict.renew and verdict.entry is not None:
-            entry = {**verdict.entry, "params": step.params(self._parameters(verdict))}
+            entry = {**verdict.entry, "params": step.params(step.parameters(verdict.reads))}
             self._save_data(verdict)
             self.history.renew(step, entry, verdict.deps)
             self.oracle.forget()
@@ -177,7 +177,7 @@ class Engine:
             with self._mutex:
                 self._check_unchanged(step, before)
                 self._save_data(before)
-                self.history.record(step, before.deps, self._parameters(before))
+                self.history.record(step, before.deps, step.parameters(before.reads))
                 self.oracle.forget()
                 self._forget_scratch(step)
         except BaseException:
@@ -231,9 +231,6 @@ class Engine:
             kept = self.oracle.tracked(path) if path not in self.oracle.producers else None
             if kept is not None and kept.md5 != digest.md5:
                 self.history.save_data(path)
-
-    def _parameters(self, verdict: Verdict) -> dict[str, Any]:
-        return {**verdict.step.spec, "reads": dict(verdict.reads)}
 
     def _write_reads(self, verdict: Verdict) -> None:
         """Put the digests of what a step is about to read into `recipe.json`, where DVC looks for parameters."""

@@ -184,8 +184,7 @@ class Oracle:
     def _stale(
         self, step: Step, reasons: Sequence[str], deps: Mapping[str, Digest], reads: Mapping[str, str]
     ) -> Verdict:
-        parameters = {**step.spec, "reads": dict(reads)}
-        entry = self._cache.find_run(step, deps, parameters)
+        entry = self._cache.find_run(step, deps, step.parameters(reads))
         return Verdict(
             step=step,
             state="stale",

@@ -35,7 +35,7 @@ def render_recipe_json(
 
     `reads` holds the digests of what each step really reads, by step name; see `sdbuild.data.views`.
     """
-    parameters = {step.kind: {**step.spec, "reads": dict(reads.get(step.name, {}))} for step in steps}
+    parameters = {step.kind: step.parameters(reads.get(step.name, {})) for step in steps}
     content = {"name": name, "recipe": resolved, "base": asdict(base), "steps": parameters}
     return dump_recipe_json(content)
 

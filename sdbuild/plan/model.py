@@ -78,6 +78,10 @@ class Step:
         """Dotted key of the spec in `params_file`."""
         return f"steps.{self.kind}"
 
+    def parameters(self, reads: Mapping[str, str]) -> dict[str, Any]:
+        """The spec with the digests of what the step reads: all that its result depends on."""
+        return {**self.spec, "reads": dict(reads)}
+
     def params(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters of the step as DVC records them."""
         return {self.params_file: {self.params_key: dict(parameters)}}
