@@ -1,20 +1,18 @@
-"""The `sdbuild` command: parse, call, render. Building itself is `doit`."""
+"""The `sdbuild` command: its parser and exit codes. Building itself is `doit`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from sdbuild import __version__
-from sdbuild.build.project import Project, find_project
+from sdbuild.commands import building
 from sdbuild.console import Console
 from sdbuild.errors import SdbuildError, UsageError
+
+SUBJECTS = (building,)
+"""To add commands: a module in `sdbuild.commands` with `add_to`, and its name here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,110 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sdbuild {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    init = commands.add_parser("init", help="a new project that builds at once")
-    init.add_argument("folder", nargs="?", default=".", type=Path)
-    init.set_defaults(run=_init)
-
-    check = commands.add_parser("check", help="validate recipes and data, all errors at once")
-    check.add_argument("recipes", nargs="*", metavar="RECIPE")
-    check.set_defaults(run=_check)
-
-    plan = commands.add_parser("plan", help="what doit would do, and why; touches nothing")
-    plan.add_argument("--json", action="store_true", help="for programs")
-    plan.set_defaults(run=_plan)
-
-    why = commands.add_parser("why", help="every reason that a step is stale, or what it was built from")
-    why.add_argument("step", metavar="STEP", help="e.g. cat:train")
-    why.set_defaults(run=_why)
-
-    schema = commands.add_parser("schema", help="JSON schema of a recipe, for editors")
-    schema.set_defaults(run=_schema)
-
-    step = commands.add_parser("step", help="run one step as it stands in recipe.json; what DVC calls")
-    step.add_argument("step", metavar="STEP")
-    step.set_defaults(run=_step)
-
-    worker = commands.add_parser("worker")  # no help: it is for the build alone
-    worker.set_defaults(run=_worker)
+    for subject in SUBJECTS:
+        subject.add_to(commands)
     return parser
-
-
-def _init(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.scaffold import create
-
-    create(options.folder, console)
-    return 0
-
-
-def _check(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.check import check_project
-
-    project = find_project()
-    for line in check_project(project, options.recipes, console):
-        console.say(line)
-    return 0
-
-
-def _plan(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.forecast import forecast
-
-    steps = forecast(find_project())
-    if options.json:
-        console.say(json.dumps({"steps": steps}, ensure_ascii=False, indent=1))
-        return 0
-    console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
-    return 0
-
-
-def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    items = step["items"]
-    counts = f"{items['todo']} of {items['total']}" if items["total"] is not None else ""
-    reasons = step["reasons"]
-    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-    action = "-" if step["action"] == "none" else step["action"]
-    return step["name"], action, counts if step["action"] == "run" else "", shown
-
-
-def _why(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.forecast import explain
-
-    for line in explain(find_project(), options.step):
-        console.say(line)
-    return 0
-
-
-def _schema(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.recipe.schema import json_schema
-
-    console.say(json.dumps(json_schema(), ensure_ascii=False, indent=2))
-    return 0
-
-
-def _step(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.worker import logged, run_alone
-
-    project, name = find_project(), options.step
-    screen = Console(os.fdopen(os.dup(1), "w", buffering=1))
-
-    def emit(event: Mapping[str, Any]) -> None:
-        if event["event"] == "progress":
-            screen.step_progress(name, event["done"], event["total"], event["unit"], event["figures"])
-        else:
-            screen.warn(f"{name}: {event['message']}")
-
-    started = time.monotonic()
-    screen.step_started(name, ())
-    try:
-        with logged(project.log(name)):
-            items = run_alone(project, name, emit)
-    finally:
-        screen.step_failed(name)
-    screen.step_done(name, items.total, items.computed, time.monotonic() - started)
-    return 0
-
-
-def _worker(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.worker import serve
-
-    return serve(Project(Path.cwd()))
