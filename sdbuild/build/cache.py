@@ -38,16 +38,21 @@ class LocalCache:
 
     def has(self, md5: str) -> bool:
         """Whether a file's or folder's content is in the cache; of a folder all files."""
-        path = self._object(md5)
-        if not path.exists():
-            return False
         if not md5.endswith(".dir"):
-            return True
+            return self.path(md5).exists()
+        files = self.files(md5)
+        return files is not None and all(self.path(inner).exists() for inner in files.values())
+
+    def path(self, md5: str) -> Path:
+        """Where the content of a file is kept, or would be."""
+        return self.folder / "files" / "md5" / md5[:2] / md5[2:]
+
+    def files(self, md5: str) -> dict[str, str] | None:
+        """MD5 of each file of a folder by its path in it; None where the cache does not know the folder."""
         try:
-            rows = json.loads(path.read_bytes())
-            return all(self._object(row["md5"]).exists() for row in rows)
+            return {row["relpath"]: row["md5"] for row in json.loads(self.path(md5).read_bytes())}
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return None
 
     def find_run(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> Entry | None:
         """The newest earlier run of a step on the same inputs whose outs are all in the cache."""
@@ -80,9 +85,6 @@ class LocalCache:
 
     def _runs(self, key: str) -> Path:
         return self.folder / "runs" / key[:2] / key
-
-    def _object(self, md5: str) -> Path:
-        return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def run_key(command: str, deps: Iterable[Mapping[str, Any]], params: Mapping[str, Any], outs: Iterable[str]) -> str:

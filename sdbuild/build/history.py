@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,17 @@ class History:
             except (DvcException, OSError):
                 return False
             return (self._project.root / path).exists()
+
+    def fetch(self, md5s: Collection[str]) -> None:
+        """Bring single objects into the cache, as far as the remote has them; a folder's list comes without its files.
+
+        What a past state holds is read this way; a remote that is absent or out of reach brings nothing.
+        """
+        with self._open() as repo, contextlib.suppress(DvcException, OSError):
+            remote = repo.cloud.get_remote_odb(command="pull")
+            wanted = sorted(md5s)
+            paths = [remote.oid_to_path(md5) for md5 in wanted]
+            repo.cache.local.add(paths, remote.fs, wanted, on_error=lambda *_: None, verify=True)
 
     def save_data(self, path: str) -> None:
         """Keep the present content of a tracked dataset, so that its state can come back.
