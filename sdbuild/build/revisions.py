@@ -1,0 +1,115 @@
+"""Commits of a project and files as they were in them, read through git's own commands. Light."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sdbuild.errors import UsageError
+
+_FIELDS = "%x1f".join(("%H", "%h", "%P", "%aI", "%an", "%s"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """A commit as people know it."""
+
+    id: str
+    short: str
+    parents: tuple[str, ...]
+    date: str
+    """Of the author, ISO 8601 with the offset of their clock."""
+    author: str
+    subject: str
+
+
+class Revisions:
+    """Reads a project's history; one process of git answers for all files."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the history.
+
+        Raises:
+            UsageError: git is not installed, or the project is not under it.
+        """
+        self._root = root
+        self._reader: subprocess.Popen[bytes] | None = None
+        found = self._git("rev-parse", "--show-prefix")
+        if found is None:
+            raise UsageError(f"{root} is not under git; `git init` and commit what builds record")
+        self._prefix = found.rstrip("\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End git's process."""
+        if self._reader is not None:
+            self._reader.kill()
+            self._reader.communicate()
+            self._reader = None
+
+    def resolve(self, name: str) -> Commit:
+        """The commit that a branch, tag, commit or expression such as `HEAD~2` names.
+
+        Raises:
+            UsageError: there is none.
+        """
+        found = self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        if found is None:
+            if self._git("rev-parse", "--verify", "--quiet", "HEAD") is None:
+                raise UsageError("nothing is committed yet; commit what was built first")
+            raise UsageError(f"no revision {name}; `git log --oneline` and `git tag` show what there is")
+        return next(self._log("--no-walk", found.strip()))
+
+    def commits(self, path: str, *, everywhere: bool = False) -> list[Commit]:
+        """Commits that changed a file, newest first: those before HEAD, or `everywhere`, in all branches and tags."""
+        which = ("--full-history", "--exclude=refs/stash", "--all", "HEAD") if everywhere else ("HEAD",)
+        if self._git("rev-parse", "--verify", "--quiet", "HEAD") is None:
+            return []
+        return list(self._log("--topo-order", *which, "--", path))
+
+    def read(self, revision: str, path: str) -> bytes | None:
+        """A file, relative to the project, as it was in a commit; None where it was not there."""
+        if self._reader is None:
+            self._reader = subprocess.Popen(
+                ["git", "cat-file", "--batch"],
+                cwd=self._root,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        assert self._reader.stdin is not None
+        assert self._reader.stdout is not None
+        self._reader.stdin.write(f"{revision}:{self._prefix}{path}\n".encode())
+        self._reader.stdin.flush()
+        words = self._reader.stdout.readline().split()
+        if len(words) != 3 or words[1] not in (b"blob", b"tree", b"commit", b"tag"):
+            return None  # "… missing", or an end of the process
+        content = self._reader.stdout.read(int(words[2]))
+        self._reader.stdout.read(1)
+        return content if words[1] == b"blob" else None
+
+    def _log(self, *arguments: str) -> Iterator[Commit]:
+        found = self._git(
+            "-c", "log.showSignature=false", "log", "-z", "--encoding=UTF-8", f"--format={_FIELDS}", *arguments
+        )
+        for row in filter(None, (found or "").split("\0")):
+            id, short, parents, date, author, subject = row.split("\x1f", 5)
+            yield Commit(
+                id=id, short=short, parents=tuple(parents.split()), date=date, author=author, subject=subject.strip()
+            )
+
+    def _git(self, *arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=self._root, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise UsageError("git is not installed; sdbuild keeps recipes and records in it") from None
+        return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
