@@ -27,12 +27,12 @@ class Spec(BaseModel):
     )
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield the key and the message of every rule across fields that is broken."""
+        """Yield the key, dotted where it is deeper, and the message of every rule across fields that is broken."""
         yield from ()
 
     @model_validator(mode="after")
     def _keep_rules(self) -> Self:
-        broken: list[tuple[FieldPath, str]] = [((key,), message) for key, message in self.rules()]
+        broken: list[tuple[FieldPath, str]] = [(tuple(key.split(".")), message) for key, message in self.rules()]
         if broken:
             raise _refusal(broken)
         return self
@@ -49,13 +49,16 @@ class Spec(BaseModel):
 
 @functools.cache
 def descriptions(model: type[BaseModel]) -> Mapping[str, str]:
-    """Docstrings of a model's fields, by the keys that users write."""
+    """Docstrings of a model's fields, inherited ones too, by the keys that users write."""
     import ast
     import inspect
 
+    parent = model.__base__
+    found: dict[str, str] = {}
+    if isinstance(parent, type) and issubclass(parent, Spec) and parent is not Spec:
+        found |= descriptions(parent)
     (definition,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(definition, ast.ClassDef)
-    found: dict[str, str] = {}
     for field, after in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             name = ast.unparse(field.target)
