@@ -32,7 +32,7 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _keep_rules(self) -> Self:
-        broken: list[tuple[FieldPath, str]] = [(tuple(key.split(".")), message) for key, message in self.rules()]
+        broken: list[tuple[FieldPath, str]] = [(_path(key), message) for key, message in self.rules()]
         if broken:
             raise _refusal(broken)
         return self
@@ -45,6 +45,10 @@ class Spec(BaseModel):
         for key, text in descriptions(cls).items():
             properties[key]["description"] = text
         return schema
+
+
+def _path(key: str) -> FieldPath:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
 @functools.cache

@@ -17,12 +17,24 @@ def test_all_defaults_are_visible_when_resolved() -> None:
         "name": "cat",
         "base": {"model": "emoji-64", "revision": None},
         "datasets": [
-            {"path": "datasets/cat", "caption": {"from": "sidecar"}, "trigger": "", "repeats": 1, "holdout": 0}
+            {
+                "path": "datasets/cat",
+                "caption": {"from": "sidecar"},
+                "trigger": "",
+                "lines": False,
+                "tags": None,
+                "mask": None,
+                "resolutions": None,
+                "repeats": 1,
+                "weight": None,
+                "holdout": 0,
+            }
         ],
         "images": {
             "resolution": 512,
             "buckets": {"step": 64, "max_aspect": 2.0},
             "crop": "center",
+            "crops": 1,
             "flip": False,
             "background": "white",
             "on_error": "fail",

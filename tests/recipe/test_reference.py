@@ -10,15 +10,16 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sdbuild.recipe import captions, methods, models
+from sdbuild.recipe import captions, dataset, methods, models
 from sdbuild.recipe.load import load_project
 from sdbuild.recipe.spec import descriptions
 from tests.recipe.helpers import put, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "recipe.md").read_text()
 MODELS: list[type[BaseModel]] = [
-    *(models.Base, models.Dataset, models.Images, models.Buckets, models.Train, models.Sample),
-    *(captions.Template, captions.Jsonl, methods.Lora),
+    *(models.Base, models.Train, models.Sample, captions.Template, captions.Jsonl, methods.Lora),
+    *(dataset.Dataset, dataset.Images, dataset.Buckets, dataset.Tags),
+    *(dataset.AlphaMask, dataset.SidecarMask, dataset.FolderMask),
 ]
 
 

@@ -13,8 +13,9 @@ from sdbuild.data.captions import CAPTIONERS
 from sdbuild.methods import METHODS
 from sdbuild.methods.targets import PRESETS
 from sdbuild.recipe.captions import CaptionSpec
+from sdbuild.recipe.dataset import Images
 from sdbuild.recipe.methods import Lora, Targets
-from sdbuild.recipe.models import Images, Train
+from sdbuild.recipe.models import Train
 from sdbuild.training.optimizers import OPTIMIZERS
 from sdbuild.training.schedules import SCHEDULES
 
