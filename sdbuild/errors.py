@@ -8,6 +8,7 @@
     │   └── DataError          in pictures, captions or the base
     ├── StepError           1  a step failed while it ran
     ├── LockedError         1  another build holds the project
+    ├── RemoteError         1  the remote is gone, slow, or refuses
     └── UsageError          3  a command was called wrongly
 
 The number is the exit code. The command line catches `SdbuildError` in one place and prints its message;
@@ -72,6 +73,10 @@ class StepError(SdbuildError):
 
 class LockedError(SdbuildError):
     """Another build holds the project's lock."""
+
+
+class RemoteError(SdbuildError):
+    """The remote cannot be reached or refuses; a build goes on without it, pushing and pulling end."""
 
 
 class UsageError(SdbuildError):
