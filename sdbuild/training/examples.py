@@ -48,6 +48,8 @@ class Batch:
     """int64 [B]."""
     condition: Mapping[str, Tensor]
     """Each [B, …]."""
+    mask: Tensor | None = None
+    """Weight of each place of the latent in the loss, float32 [B, 1, h, w] in [0, 1]; None where all of it counts."""
 
 
 class Conditions(Protocol):
