@@ -51,6 +51,13 @@ class Sample(Spec):
     """Classifier-free guidance; 1 and less turn it off."""
 
 
+class Remote(Spec):
+    """What a build asks the project's DVC remote for."""
+
+    lookup: Literal["auto", "never"] = "auto"
+    """Whether a step that is about to run is first looked up among the runs that others have pushed."""
+
+
 class Recipe(Spec):
     """What to adapt, to which pictures, how, and what to draw with the result."""
 
@@ -68,6 +75,8 @@ class Recipe(Spec):
     """The training."""
     sample: Sample | None = None
     """The grid; without it none is drawn."""
+    remote: Remote = Field(default_factory=Remote)
+    """The team's remote; no result depends on it."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Resolutions have buckets."""
