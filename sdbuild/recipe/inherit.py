@@ -130,10 +130,14 @@ def merged(documents: Sequence[Document]) -> dict[str, Any]:
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
-        old = result.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        result[key] = _merge(old, value) if both and _same_kind(old, value) else value  # type: ignore[arg-type]
+        result[key] = merge_value(result.get(key), value)
     return result
+
+
+def merge_value(below: Any, above: Any) -> Any:
+    """One value over another: mappings of the same kind merge key by key, everything else replaces."""
+    both = isinstance(below, dict) and isinstance(above, dict)
+    return _merge(below, above) if both and _same_kind(below, above) else above
 
 
 def _same_kind(old: Any, new: Any) -> bool:

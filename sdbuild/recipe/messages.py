@@ -87,20 +87,21 @@ def _follow(loc: tuple[int | str, ...]) -> _Place:
             members, chosen = [member for member in members if _tag(member) == part], True
         elif members:
             owner, path, chosen = members[0], (*path, part), False
-            members = [model for field in [_field(owner, part)] if field for model in _models(field.annotation)]
+            members = [model for field in [field_of(owner, part)] if field for model in models_in(field.annotation)]
     return _Place(path=path, owner=owner, members=members)
 
 
-def _field(model: type[BaseModel], key: str | int) -> FieldInfo | None:
+def field_of(model: type[BaseModel], key: str | int) -> FieldInfo | None:
+    """A model's field by the key that users write."""
     return next((field for name, field in model.model_fields.items() if (field.alias or name) == key), None)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """All models in a type, in the order in which they are written."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from models_in(argument)
 
 
 def _tag(model: type[BaseModel]) -> str | None:
@@ -133,14 +134,14 @@ def _message(kind: str, value: Any, context: Mapping[str, Any], place: _Place) -
     if kind == "extra_forbidden":
         return _unknown_key(place)
     if kind in _KINDS:
-        return _wrong_type(_KINDS[kind], value, place)
+        return wrong_type(_KINDS[kind], value, place)
     if kind in _LIMITS:
         limit, words = _LIMITS[kind]
         return f"must be {words} {_number(context[limit])}, is {value}"
     if kind == "literal_error":
         known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return (
-            _wrong_type(f"one of {', '.join(known)}", value, place)
+            wrong_type(f"one of {', '.join(known)}", value, place)
             if not isinstance(value, str)
             else (f"unknown value {value!r}{suggest(value, known)}")
         )
@@ -166,11 +167,12 @@ def _unknown_key(place: _Place) -> str:
     return f"unknown key{suggest(key, known)}"
 
 
-def _wrong_type(wanted: str, value: Any, place: _Place) -> str:
+def wrong_type(wanted: str, value: Any, place: _Place | None = None) -> str:
+    """Say what stands where something else is wanted."""
     if value is None:
         quotes = " (in quotes if it starts with #)" if wanted == "text" else ""
         return f"is empty; give {wanted}{quotes} or leave the key out"
-    if wanted == "a mapping" and place.members and _tag(place.members[0]):
+    if wanted == "a mapping" and place is not None and place.members and _tag(place.members[0]):
         return (
             f"must be a mapping such as {{{_tag_key(place.members[0])}: {_tag(place.members[0])}}}, is {_show(value)}"
         )

@@ -12,7 +12,21 @@ RESERVED = frozenset(
     }
 )
 """Words that `doit NAME` takes for a command of its own, or might."""
+VARIANT = "@"
+"""Stands between a recipe's name and what a variant of its matrix has: `cat@rank-4,learning_rate-0.001`."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+def group_of(name: str) -> str:
+    """Name of the recipe's file, which the variants of a matrix share."""
+    return name.partition(VARIANT)[0]
+
+
+def dvc_name(name: str) -> str:
+    """A recipe's or variant's name in letters that DVC takes for stages and artifacts: `cat__rank-4`."""
+    if VARIANT not in name:
+        return name
+    return re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(f"[{VARIANT},]", "__", name))
 
 
 def wrong_name(name: str) -> str | None:
