@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from sdbuild.recipe.captions import CaptionSpec, Sidecar
+from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Lora, Method
 from sdbuild.recipe.names import group_of
-from sdbuild.recipe.places import base_model, dataset_folder, is_hub_id, overlaps
-from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text, refuse
+from sdbuild.recipe.places import base_model, is_hub_id
+from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text
 from sdbuild.recipe.train import Train as Train
 
 
@@ -31,54 +31,6 @@ class Base(Spec):
         """A revision needs a hub."""
         if self.revision is not None and not is_hub_id(self.model):
             yield "revision", f"{self.model!r} is no hub id and has no revisions; remove it"
-
-
-class Dataset(Spec):
-    """A folder of pictures with captions."""
-
-    path: Annotated[Text, AfterValidator(dataset_folder)]
-    """Folder of the pictures, relative to the project."""
-    caption: CaptionSpec = Field(default_factory=Sidecar)
-    """Where captions come from; a sidecar beside a picture always wins."""
-    trigger: str = ""
-    """Words that go before each caption, so that prompts can ask for what was learned."""
-    repeats: Annotated[int, Field(ge=1, le=100_000)] = 1
-    """How often each picture is seen in one pass, for weight among several datasets."""
-    holdout: Annotated[int, Field(ge=0)] = 0
-    """Number of pictures kept for validation, chosen by their content."""
-
-
-class Buckets(Spec):
-    """Shapes that pictures are fitted to, near the area of the resolution."""
-
-    step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
-    """Sides are multiples of this, in pixels; itself a multiple of 8."""
-    max_aspect: Annotated[float, Field(ge=1, le=16)] = 2.0
-    """Longest side divided by shortest; 1 makes all buckets square."""
-
-
-class Images(Spec):
-    """How pictures become what the model sees."""
-
-    resolution: Annotated[int, Field(ge=16, le=8192)] = 512
-    """Side of the square bucket, in pixels; other buckets have about its area."""
-    buckets: Buckets = Field(default_factory=Buckets)
-    """Shapes of the buckets."""
-    crop: Literal["center", "top", "bottom", "left", "right"] = "center"
-    """Which part stays when a picture is longer than its bucket."""
-    flip: bool = False
-    """Whether pictures are also seen mirrored."""
-    background: Annotated[str, Field(pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")] = "white"
-    """Colour under transparent pixels: white, black, grey or "#rrggbb"."""
-    on_error: Literal["fail", "skip"] = "fail"
-    """What a broken picture does: `fail` stops the build, `skip` goes on without it and says so."""
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """The square bucket must exist."""
-        step = self.buckets.step
-        if self.resolution % step:
-            near = max(step, round(self.resolution / step) * step)
-            yield "resolution", f"{self.resolution} is not divisible by buckets.step {step}; use {near}"
 
 
 class Sample(Spec):
@@ -100,15 +52,11 @@ class Sample(Spec):
     """Classifier-free guidance; 1 and less turn it off."""
 
 
-def _apart(datasets: tuple[Dataset, ...]) -> tuple[Dataset, ...]:
-    for index, dataset in enumerate(datasets):
-        at = (index, "path")
-        for other in datasets[:index]:
-            if dataset.path == other.path:
-                raise refuse(f"{dataset.path!r} is there twice; use repeats to give it more weight", at)
-            if overlaps(dataset.path, other.path):
-                raise refuse(f"{dataset.path!r} and {other.path!r} overlap; no picture may count twice", at)
-    return datasets
+class Remote(Spec):
+    """What a build asks the project's DVC remote for."""
+
+    lookup: Literal["auto", "never"] = "auto"
+    """Whether a step that is about to run is first looked up among the runs that others have pushed."""
 
 
 class Recipe(Spec):
@@ -118,7 +66,7 @@ class Recipe(Spec):
     """Stem of the recipe's file; not a key that users write."""
     base: Base
     """The model that is adapted."""
-    datasets: Annotated[Some[Dataset], AfterValidator(_apart)]
+    datasets: Annotated[Some[Dataset], AfterValidator(compatible)]
     """The pictures."""
     images: Images = Field(default_factory=Images)
     """How pictures become what the model sees."""
@@ -128,6 +76,8 @@ class Recipe(Spec):
     """The training."""
     sample: Sample | None = None
     """The grid; without it none is drawn."""
+    remote: Remote = Field(default_factory=Remote)
+    """The team's remote; no result depends on it."""
     matrix: dict[Text, Some[Any]] | None = None
     """Values by dotted key, such as `method.rank: [4, 8]`; each combination is built as a variant of its own."""
 
@@ -140,6 +90,13 @@ class Recipe(Spec):
     def varied(self) -> dict[str, Any]:
         """What a variant has of its matrix, by dotted key."""
         return {key: value for key, (value,) in (self.matrix or {}).items()}
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Resolutions have buckets."""
+        for index, dataset in enumerate(self.datasets):
+            for position, resolution in enumerate(dataset.resolutions or ()):
+                if misfit := self.images.buckets.misfit(resolution):
+                    yield f"datasets.{index}.resolutions.{position}", misfit
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.
