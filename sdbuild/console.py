@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _PLAIN_EVERY = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 
+_STYLES = {"old": "red", "new": "green", "strong": "bold", "faint": "dim"}
+
 
 class Console:
     """Says what happens; thread-safe."""
@@ -39,6 +41,18 @@ class Console:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(text, file=self._out, flush=True)
+
+    def styled(self, pieces: Iterable[tuple[str, str]]) -> None:
+        """One line of pieces, each with a style of `_STYLES` or none; plain where there is no terminal."""
+        if not self.is_terminal:
+            self.say("".join(text for text, _ in pieces))
+            return
+        from rich.console import Console as RichConsole
+        from rich.text import Text
+
+        line = Text.assemble(*((text, _STYLES.get(style, "")) for text, style in pieces))
+        with self._lock:
+            RichConsole(file=self._out).print(line, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Something that the user should know but that stops nothing."""
