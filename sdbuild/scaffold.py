@@ -1,12 +1,14 @@
-"""`sdbuild init`: a new project with git and DVC, a recipe and data on the embedded base."""
+"""`sdbuild init`: a new project with git and DVC, a recipe and data on the embedded base; or what a clone lacks."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sdbuild.build.project import write_atomic
+from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver
+from sdbuild.build.project import Project, write_atomic
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
 
@@ -47,24 +49,23 @@ def example_root() -> Path:
 
 
 def create(folder: Path, console: Console) -> None:
-    """Make a project of a folder; files that are there already are kept.
+    """Make a project of a folder, or set up in a project what a clone of it lacks; files that are there are kept.
 
     Raises:
-        UsageError: the folder is a project, or git is missing.
+        UsageError: the folder has doit tasks of its own, or git is missing.
     """
     root = folder.resolve()
-    if (root / "recipes").is_dir() or (root / "dodo.py").exists():
-        raise UsageError(f"{folder} already has recipes; `sdbuild check` looks at them")
+    is_project = (root / "recipes").is_dir()
+    if (root / "dodo.py").exists() and "sdbuild" not in (root / "dodo.py").read_text(
+        encoding="utf-8", errors="replace"
+    ):
+        raise UsageError(f"{folder} has a dodo.py that is not sdbuild's; take another folder, or move it away")
     root.mkdir(parents=True, exist_ok=True)
-    inside = _git_top(root)
-    if inside is None:
-        _git(root, "init", "--quiet")
-    if not (root / ".dvc").is_dir():
-        from sdbuild.build.history import create_repository
-
-        create_repository(root, subfolder=inside is not None and inside != root)
-    write_atomic(root / "dodo.py", _DODO)
-    _ignore(root / ".gitignore")
+    done = list(_set_up(root))
+    if is_project:
+        told = f"set up: {', '.join(done)}" if done else "nothing is missing"
+        console.say(f"{root} is an sdbuild project; {told}")
+        return
     example = example_root()
     (root / "recipes").mkdir()
     shutil.copyfile(example / _RECIPE, root / _RECIPE)
@@ -80,11 +81,31 @@ def create(folder: Path, console: Console) -> None:
         console.say(f"  {command}")
 
 
+def _set_up(root: Path) -> Iterator[str]:
+    """Set up what is not there; each thing that was missing."""
+    inside = _git_top(root)
+    if inside is None:
+        _git(root, "init", "--quiet")
+        yield "git"
+    if not (root / ".dvc").is_dir():
+        from sdbuild.build.history import create_repository
+
+        create_repository(root, subfolder=inside is not None and inside != root)
+        yield "DVC"
+    if not (root / "dodo.py").exists():
+        write_atomic(root / "dodo.py", _DODO)
+        yield "dodo.py"
+    for name, lines in ((".gitignore", _GITIGNORE.splitlines()), (".gitattributes", ATTRIBUTES)):
+        if _add_lines(root / name, lines):
+            yield name
+    if ensure_merge_driver(Project(root)):
+        yield "git's merge driver for what builds write"
+
+
 def _track(root: Path, console: Console) -> None:
     """Put the example's pictures under DVC, as `dvc add` would."""
     from sdbuild.build.history import History
     from sdbuild.build.lockfile import LockFile
-    from sdbuild.build.project import Project
 
     project = Project(root)
     history = History(project, LockFile(project), ())
@@ -92,11 +113,13 @@ def _track(root: Path, console: Console) -> None:
     history.close()
 
 
-def _ignore(path: Path) -> None:
-    present = path.read_text(encoding="utf-8") if path.exists() else ""
-    missing = [line for line in _GITIGNORE.splitlines() if line not in present.splitlines()]
+def _add_lines(path: Path, lines: Sequence[str]) -> bool:
+    """Add the lines that a file lacks; whether there were any."""
+    present = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    missing = [line for line in lines if line not in present]
     if missing:
-        write_atomic(path, "".join(f"{line}\n" for line in (*present.splitlines(), *missing)))
+        write_atomic(path, "".join(f"{line}\n" for line in (*present, *missing)))
+    return bool(missing)
 
 
 def _git_top(root: Path) -> Path | None:

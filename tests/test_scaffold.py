@@ -43,7 +43,28 @@ def test_what_is_there_is_kept(folder: Work) -> None:
     folder.sdbuild("init")
     assert folder.read("notes.txt") == b"mine"
     assert folder.read(".gitignore").startswith(b"secret\n")
-    assert "already has recipes" in folder.sdbuild("init", code=3).err
+    assert "nothing is missing" in folder.sdbuild("init").out
+    other = Work(folder.root / "other")
+    other.write("dodo.py", "def task_mine(): ...\n")
+    assert "not sdbuild's" in other.sdbuild("init", code=3).err
+    assert [path.name for path in other.root.iterdir()] == ["dodo.py"]
+
+
+def test_a_clone_gets_what_it_lacks(folder: Work) -> None:
+    folder.sdbuild("init", "cats")
+    work = Work(folder.root / "cats")
+    attributes = work.read(".gitattributes")
+    work.git("add", ".")
+    work.git("rm", "--quiet", "--cached", ".gitattributes", "datasets/emoji-3d.dvc")
+    work.git("commit", "--quiet", "-m", "Start")
+    folder.git("clone", "--quiet", "cats", "clone")
+    clone = Work(folder.root / "clone")
+    told = clone.sdbuild("init").out
+    assert "set up: .gitattributes, git's merge driver" in told
+    assert clone.read(".gitattributes") == attributes
+    assert clone.git("config", "merge.sdbuild.driver").out == work.git("config", "merge.sdbuild.driver").out
+    assert not (clone.root / "datasets/emoji-3d").exists(), "an example is for new projects"
+    assert "nothing is missing" in clone.sdbuild("init").out
 
 
 def test_inside_a_larger_repository(folder: Work) -> None:

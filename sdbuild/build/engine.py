@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdbuild.build.compiled import Compiled
 from sdbuild.build.lockfile import LockFile
+from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
@@ -95,6 +96,8 @@ class Engine:
 
     def hold(self) -> None:
         """Take the build lock for the rest of the run; what another build did meanwhile counts."""
+        if not self._build_lock.held:
+            ensure_merge_driver(self.project)
         if self._build_lock.acquire():
             self.oracle.forget()
             self._prepared = False

@@ -1,0 +1,216 @@
+"""Merging branches: what builds write never conflicts, and what either branch had built is restored."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdbuild.build.blocks import join, split
+from sdbuild.build.lockfile import dump_yaml, load_yaml
+from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver, merged
+from sdbuild.build.project import Project
+from sdbuild.plan.files import dump_recipe_json, render_dvc_yaml
+from sdbuild.plan.model import Step
+from tests.conftest import Work
+from tests.plan.test_compile import steps
+
+
+def entry(recipe: str, kind: str = "train", **parts: Any) -> dict[str, Any]:
+    return {"cmd": f"sdbuild step {recipe}:{kind}", **parts}
+
+
+def lock(**stages: Any) -> str:
+    return dump_yaml({"schema": "2.0", "stages": {name.replace("_", "-"): stage for name, stage in stages.items()}})
+
+
+def named(found: dict[str, Step], name: str) -> list[Step]:
+    """The steps of a recipe under another name."""
+    return [replace(step, recipe=name) for step in found.values()]
+
+
+def test_text_that_is_cut_and_joined_keeps_its_bytes(built_template: Path) -> None:
+    text = (built_template / "dvc.lock").read_text()
+    assert join(split(text)) == text
+    assert list(split(text)["stages"]) == list(load_yaml(text)["stages"])
+    odd = lock(a=entry("a", params={"x": "two\n\nlines\n", "y": "# no comment", "z": "stages:"}))
+    assert join(split(odd)) == odd
+    for broken, reason in (
+        ("x\nstages:\n  a: 1\n", "before the first section"),
+        ("stages:\n<<<<<<< a\n  a: 1\n", "not indented"),
+        ("stages:\n  a: 1\n=======\n  b: 1\n", "not indented"),
+        ("stages:\n  a: 1", "not whole"),
+        ("a:\n  b: 1\n  b: 2\n", "twice"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            split(broken)
+
+
+def test_dvc_yaml_is_merged_to_what_a_build_would_write(tmp_path: Path) -> None:
+    found = steps(tmp_path)
+    cat, ant, dog, small = (named(found, name) for name in ("cat", "ant", "dog", "cat-2"))
+    empty, base = render_dvc_yaml([]), render_dvc_yaml(cat)
+    both = render_dvc_yaml([*ant, *small, *cat, *dog])
+    assert merged(base, render_dvc_yaml([*cat, *dog]), render_dvc_yaml([*ant, *small, *cat]), name="dvc.yaml") == both
+    assert merged(base, render_dvc_yaml([*ant, *small, *cat]), render_dvc_yaml([*cat, *dog]), name="dvc.yaml") == both
+    assert merged(base, empty, render_dvc_yaml([*cat, *dog]), name="dvc.yaml") == render_dvc_yaml(dog)
+    assert merged(base, base, empty, name="dvc.yaml") == empty
+    assert merged("", render_dvc_yaml(dog), render_dvc_yaml(ant), name="dvc.yaml") == render_dvc_yaml([*ant, *dog])
+
+
+def test_an_entry_that_both_changed_is_taken_whole() -> None:
+    base = lock(a_train=entry("a", outs=[1]), b_train=entry("b", outs=[1]), c_train=entry("c", outs=[1]))
+    ours = lock(a_train=entry("a", outs=[2]), b_train=entry("b", outs=[2]), c_train=entry("c", outs=[1]))
+    theirs = lock(a_train=entry("a", outs=[3, 4]), c_train=entry("c", outs=[3]), d_train=entry("d", outs=[3]))
+    stages = load_yaml(merged(base, ours, theirs, name="sub/dvc.lock"))["stages"]
+    assert {name: stage["outs"] for name, stage in stages.items()} == {
+        "a-train": [2],
+        "b-train": [2],  # deleted by the one, changed by the other
+        "c-train": [3],
+        "d-train": [3],
+    }
+
+
+def test_resolved_recipes_are_merged_by_key() -> None:
+    def recipe(rate: float, steps: int, model: str, commit: str) -> str:
+        train = {"rate": rate, "steps": steps}
+        return dump_recipe_json({"base": {"model": model, "commit": commit}, "recipe": {"train": train}})
+
+    base, ours = recipe(1e-4, 10, "m", "1"), recipe(1e-5, 10, "m", "2")
+    both = merged(base, ours, recipe(1e-4, 20, "n", "3"), name="build/cat/recipe.json")
+    assert both == recipe(1e-5, 20, "m", "2"), "a commit belongs to its model"
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "ours", "theirs"),
+    [
+        ("dvc.lock", lock(a=entry("a")), "<<<<<<<\n", lock(b=entry("b"))),
+        ("dvc.lock", lock(a=entry("a")), lock(a=[1]), "schema: '2.0'\nstages:\n  a: [\n"),
+        ("dvc.yaml", "stages:\n  a:\n    cmd: x\n", "stages:\n  a:\n    cmd: y\n", "stages:\n  a:\n    cmd: z\n"),
+        ("build/a/recipe.json", "{}\n", "[1]\n", '{"a": 1}\n'),
+        ("build/a/recipe.json", "{}\n", '{"a": 2,}\n', '{"a": 1}\n'),
+        ("notes.txt", "a\n", "b\n", "c\n"),
+    ],
+)
+def test_what_sdbuild_did_not_write_is_left_to_git(
+    tmp_path: Path, name: str, base: str, ours: str, theirs: str
+) -> None:
+    work = Work(tmp_path)
+    for side, text in (("base", base), ("ours", ours), ("theirs", theirs)):
+        work.write(side, text)
+    work.sdbuild("merge-file", "base", "ours", "theirs", name, code=1)
+    text = work.read("ours").decode()
+    assert "<<<<<<< ours" in text
+    for side in (ours, theirs):
+        assert set(side.splitlines()) <= set(text.splitlines()), "a side is lost"
+
+
+def test_edits_that_git_can_merge_are_merged(tmp_path: Path) -> None:
+    """A `dvc.yaml` of somebody's own: lines far apart."""
+    work = Work(tmp_path)
+    lines = [f"# {number}\n" for number in range(9)]
+    work.write("base", "".join(lines))
+    work.write("ours", "".join(["# ours\n", *lines[1:]]))
+    work.write("theirs", "".join([*lines[:-1], "# theirs\n"]))
+    work.sdbuild("merge-file", "base", "ours", "theirs", "dvc.yaml")
+    assert work.read("ours").decode() == "".join(["# ours\n", *lines[1:-1], "# theirs\n"])
+
+
+def test_a_clone_learns_the_driver_once(tmp_path: Path) -> None:
+    work = Work(tmp_path / "project")
+    work.root.mkdir()
+    assert not ensure_merge_driver(Project(work.root)), "no git here"
+    work.git("init", "--quiet")
+    work.git("commit", "--quiet", "--allow-empty", "-m", "Start")
+    work.git("worktree", "add", "--quiet", "../tree")
+    assert ensure_merge_driver(Project(tmp_path / "tree"))
+    assert not ensure_merge_driver(Project(work.root / "sub"))
+    assert work.git("config", "merge.sdbuild.driver").out == "sdbuild merge-file %O %A %B %P\n"
+    (work.root / ".git/config").write_text('[merge "sdbuild"]\n\tdriver = mine\n')
+    assert not ensure_merge_driver(Project(work.root))
+
+
+@pytest.fixture(scope="module")
+def branches(built_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with three branches: `dog` adds a recipe; `slow` another, and changes `cat`; `fast` changes it too."""
+    work = Work(built_template).copy(tmp_path_factory.mktemp("branches") / "project")
+    assert ".gitattributes" in work.sdbuild("init").out
+    assert (work.root / ".gitattributes").read_text().splitlines() == list(ATTRIBUTES)
+    commit(work, "Attributes")
+    for branch, recipes in (
+        ("dog", {"dog": {}}),
+        ("slow", {"ant": {}, "cat": {"train": {"learning_rate": 5e-4}}}),
+        ("fast", {"cat": {"train": {"learning_rate": 2e-3}}}),
+    ):
+        work.git("checkout", "--quiet", "-b", branch, "main")
+        for name, changes in recipes.items():
+            work.recipe(name, **changes)
+        work.doit()
+        commit(work, branch)
+    return work.root
+
+
+def commit(work: Work, message: str) -> None:
+    work.git("add", ".")
+    work.git("commit", "--quiet", "-m", message)
+
+
+def assert_settled(work: Work) -> None:
+    """Nothing is stale, DVC agrees, and git has nothing to commit."""
+    assert work.doit().ran == {}
+    assert "up to date" in work.dvc("status").out
+    assert work.git("status", "--porcelain").out == ""
+
+
+def test_branches_with_recipes_of_their_own(branches: Path, tmp_path: Path) -> None:
+    work = Work(branches).copy(tmp_path / "project")
+    work.git("checkout", "--quiet", "slow")
+    work.git("merge", "--quiet", "-m", "Merge", "dog")
+    work.dvc("status")
+    assert_settled(work)
+    assert [name.partition("-")[0] for name in load_yaml(work.read("dvc.lock").decode())["stages"]] == [
+        name for name in ("ant", "cat", "dog") for _ in range(6)
+    ]
+    tree = work.git("rev-parse", "HEAD^{tree}").out
+    work.git("checkout", "--quiet", "dog")
+    work.git("rebase", "--quiet", "slow~1")
+    assert work.git("rev-parse", "HEAD^{tree}").out == tree, "a rebase comes to the same"
+    assert_settled(work)
+
+
+def test_branches_that_changed_the_same_recipe(branches: Path, tmp_path: Path) -> None:
+    work = Work(branches).copy(tmp_path / "project")
+    adapters = {}
+    for branch in ("slow", "fast"):
+        work.git("checkout", "--quiet", branch)
+        assert work.doit().ran == {}
+        adapters[branch] = work.adapter()
+    assert adapters["slow"] != adapters["fast"]
+    result = work.run("git", "merge", "slow", code=1)
+    assert result.out.count("CONFLICT") == 1
+    assert "recipes/cat.yaml" in result.out
+    for side, branch in (("--theirs", "slow"), ("--ours", "fast")):
+        work.git("checkout", side, "recipes/cat.yaml")
+        assert work.doit().ran == {}
+        assert work.adapter() == adapters[branch]
+        assert "up to date" in work.dvc("status").out
+    rate = yaml.safe_load((work.root / "recipes/cat.yaml").read_text())["train"]["learning_rate"]
+    assert json.loads(work.read("build/cat/recipe.json"))["recipe"]["train"]["learning_rate"] == rate
+    commit(work, "Merge")
+    assert_settled(work)
+
+
+def test_without_the_driver_git_merges_text(branches: Path, tmp_path: Path) -> None:
+    """A clone that never built: nothing is lost, and `sdbuild init` sets the driver up."""
+    work = Work(tmp_path / "clone")
+    Work(tmp_path).git("clone", "--quiet", str(branches), str(work.root))
+    work.run("git", "merge", "origin/slow", code=None)
+    assert subprocess.run(["git", "config", "merge.sdbuild.driver"], cwd=work.root, check=False).returncode == 1
+    work.run("git", "merge", "--abort", code=None)
+    work.sdbuild("init")
+    assert work.git("config", "merge.sdbuild.driver").out.startswith("sdbuild")
