@@ -211,7 +211,7 @@ def summary(engine: Engine, *, failed: bool) -> Iterator[str]:
         yield "everything is up to date"
     for name in (*ran, *restored):
         step = engine.steps[name]
-        if step.kind == "train":
-            yield f"adapter: {step.folder}/adapter/{step.recipe}.safetensors"
-        elif step.kind == "samples":
-            yield f"grid:    {step.folder}/samples/grid.png"
+        if step.adapter:
+            yield f"adapter: {step.adapter}"
+        elif step.grid:
+            yield f"grid:    {step.grid}"

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sdbuild.plan.model import Base, Out, Step
+from sdbuild.plan.model import Base, Step
+from sdbuild.recipe.names import dvc_name, group_of
 
 HEADER = "# Compiled by sdbuild from recipes/; edits are replaced by the next build.\n"
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./:-]*[A-Za-z0-9_./-])*")
@@ -16,12 +17,16 @@ _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 
 def render_dvc_yaml(steps: Iterable[Step]) -> str:
-    """Text of `dvc.yaml`: a stage a step, in plan order.
+    """Text of `dvc.yaml`: a stage a step, in plan order; losses and grids as plots; each adapter as a model.
 
     Written by hand rather than by a YAML library: a thousand stages are rendered at every build, in milliseconds.
     """
-    lines = [line for step in steps for line in _stage(step)]
-    return "\n".join((HEADER + "stages:", *lines, "")) if lines else f"{HEADER}stages: {{}}\n"
+    steps = list(steps)
+    stages = [line for step in steps for line in _stage(step)]
+    if not stages:
+        return f"{HEADER}stages: {{}}\n"
+    parts = {"stages": stages, "plots": list(_plots(steps)), "artifacts": list(_artifacts(steps))}
+    return HEADER + "".join("\n".join((f"{title}:", *lines, "")) for title, lines in parts.items() if lines)
 
 
 def render_recipe_json(
@@ -60,18 +65,38 @@ def _stage(step: Step) -> Iterator[str]:
     yield "    params:"
     yield f"    - {scalar(step.params_file)}:"
     yield f"      - {step.params_key}"
-    for title, kind in (("outs", "out"), ("metrics", "metric"), ("plots", "plot")):
-        found = sorted((out for out in step.outs if out.kind == kind), key=lambda out: out.path)
+    for title, kinds in (("outs", ("out", "plot")), ("metrics", ("metric",))):
+        found = sorted(out.path for out in step.outs if out.kind in kinds)
         if found:
             yield f"    {title}:"
-            for out in found:
-                yield from _out(out)
+            yield from (f"    - {scalar(path)}" for path in found)
 
 
-def _out(out: Out) -> Iterator[str]:
-    if out.kind == "plot":
-        yield f"    - {scalar(out.path)}:"
-        yield "        x: step"
-        yield "        y: loss"
-    else:
-        yield f"    - {scalar(out.path)}"
+def _plots(steps: Iterable[Step]) -> Iterator[str]:
+    """Losses, those of a matrix's variants together, and grids; at a stage's outs a plot could only be of one file."""
+    losses: dict[str, list[str]] = {}
+    for step in steps:
+        losses.setdefault(group_of(step.recipe), []).extend(out.path for out in step.outs if out.kind == "plot")
+    for group, paths in losses.items():
+        if len(paths) == 1:
+            yield f"  - {scalar(paths[0])}:"
+            yield "      x: step"
+            yield "      y: loss"
+        elif paths:
+            yield f"  - {scalar(f'loss of {group}')}:"
+            yield "      x: step"
+            yield "      y:"
+            yield from (f"        {scalar(path)}: loss" for path in paths)
+    yield from (f"  - {scalar(step.grid)}" for step in steps if step.grid)
+
+
+def _artifacts(steps: Iterable[Step]) -> Iterator[str]:
+    for step in steps:
+        if step.adapter:
+            kind, base = step.spec["method"]["kind"], step.base.model
+            yield f"  {scalar(dvc_name(step.recipe))}:"
+            yield f"    path: {scalar(step.adapter)}"
+            yield "    type: model"
+            yield f"    desc: {scalar(f'{kind} adapter of {base}, recipe {step.recipe}')}"
+            yield "    labels:"
+            yield from (f"    - {scalar(label)}" for label in (kind, base, group_of(step.recipe)))

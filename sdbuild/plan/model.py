@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from sdbuild.recipe.names import dvc_name
+
 StepKind = Literal["images", "captions", "latents", "text", "train", "samples"]
 STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
 
@@ -35,6 +37,7 @@ class Step:
     """One step of one recipe."""
 
     recipe: str
+    """Its name, or that of the variant."""
     kind: StepKind
     spec: Mapping[str, Any]
     """The part of the recipe that this step sees (JSON), with the step kind's `version`."""
@@ -55,8 +58,8 @@ class Step:
 
     @property
     def stage(self) -> str:
-        """Name of the DVC stage: ``cat-train``."""
-        return f"{self.recipe}-{self.kind}"
+        """Name of the DVC stage: ``cat-train``, of a variant ``cat__rank-4-train``."""
+        return f"{dvc_name(self.recipe)}-{self.kind}"
 
     @property
     def command(self) -> str:
@@ -67,6 +70,16 @@ class Step:
     def folder(self) -> str:
         """Folder of the recipe's outs."""
         return f"build/{self.recipe}"
+
+    @property
+    def adapter(self) -> str | None:
+        """File of the adapter that the step trains."""
+        return f"{self.folder}/adapter/{self.recipe}.safetensors" if self.kind == "train" else None
+
+    @property
+    def grid(self) -> str | None:
+        """File of the grid that the step draws."""
+        return f"{self.folder}/samples/grid.png" if self.kind == "samples" else None
 
     @property
     def params_file(self) -> str:

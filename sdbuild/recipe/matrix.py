@@ -30,8 +30,8 @@ MOST = 256
 """Variants of one recipe."""
 LONGEST = 180
 """Letters in a variant's name, which is also a file's."""
-FIXED = ("name", "extends", MATRIX, "datasets")
-"""Keys that are the same in all variants; of `datasets`, single fields may differ."""
+FIXED = ("name", "extends", MATRIX, "remote")
+"""Sections that are the same in all variants: no adapter depends on them."""
 _LONG_VALUE = 32
 
 Values = Mapping[str, Sequence[Any]]
@@ -145,8 +145,10 @@ def field_path(key: str) -> FieldPath:
 
 def _wrong_key(key: str, others: Collection[str], data: Mapping[str, Any], *, partial: bool) -> Iterator[str]:
     path = field_path(key)
-    if key in FIXED or path[:1] == (MATRIX,):
-        yield f"cannot be varied{'; name a field of one, such as datasets[0].path' if key == 'datasets' else ''}"
+    if path[:1] and path[0] in FIXED:
+        yield "cannot be varied"
+    elif key == "datasets":
+        yield "cannot be varied as a whole; name a field of one, such as datasets[0].path"
     elif dotted(path) != key or not _is_known(path):
         yield f"unknown key{_suggestion(key)}"
     else:
@@ -187,7 +189,7 @@ def _is_known(path: FieldPath) -> bool:
 def _known(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        if key in FIXED[:3]:
+        if key in FIXED:
             continue
         yield key
         entry = "[0]" if get_origin(field.annotation) is tuple else ""

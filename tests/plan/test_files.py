@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json, scalar
 from sdbuild.plan.model import Base
+from sdbuild.recipe.load import load_recipe
 from tests.plan.test_compile import steps
+
+VARIANTS = ("cat@rank-4,learning_rate-0.001", "cat@rank-8,learning_rate-1")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,48 @@ def test_dvc_yaml_is_what_dvc_expects(tmp_path: Path) -> None:
     assert train["deps"] == ["build/cat/captions.jsonl", "build/cat/latents", "build/cat/text"]
     assert train["params"] == [{"build/cat/recipe.json": ["steps.train"]}]
     assert train["metrics"] == ["build/cat/metrics.json"]
-    assert train["plots"] == [{"build/cat/loss.csv": {"x": "step", "y": "loss"}}]
+    assert train["outs"] == ["build/cat/adapter", "build/cat/loss.csv"]
+    assert content["plots"] == [
+        {"build/cat/loss.csv": {"x": "step", "y": "loss"}},
+        "build/cat/samples/grid.png",
+    ]
+    assert content["artifacts"] == {
+        "cat": {
+            "path": "build/cat/adapter/cat.safetensors",
+            "type": "model",
+            "desc": "lora adapter of org/base, recipe cat",
+            "labels": ["lora", "org/base", "cat"],
+        }
+    }
+
+
+def test_variants_are_drawn_together(tmp_path: Path) -> None:
+    from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
+    from dvc.stage.utils import is_valid_name
+    from gto.constants import name_re
+
+    steps(tmp_path)
+    resolved = load_recipe(tmp_path / "recipes/cat.yaml", tmp_path).resolved()
+    found = [step for name in ("dog", *VARIANTS) for step in plan_resolved(name, resolved, Base(model="org/base"))]
+    content = yaml.safe_load(render_dvc_yaml(found))
+    COMPILED_MULTI_STAGE_SCHEMA(content)
+    assert content["plots"][:2] == [
+        {"build/dog/loss.csv": {"x": "step", "y": "loss"}},
+        {"loss of cat": {"x": "step", "y": {f"build/{name}/loss.csv": "loss" for name in VARIANTS}}},
+    ]
+    assert content["plots"][2:] == [f"build/{name}/samples/grid.png" for name in ("dog", *VARIANTS)]
+    assert list(content["artifacts"]) == ["dog", "cat__rank-4__learning_rate-0_001", "cat__rank-8__learning_rate-1"]
+    assert all(name_re.search(name) for name in content["artifacts"])
+    assert all(is_valid_name(name) for name in content["stages"])
+    assert content["stages"]["cat__rank-8__learning_rate-1-train"]["cmd"] == f"sdbuild step {VARIANTS[1]}:train"
+
+
+def test_a_thousand_stages_are_rendered_fast(tmp_path: Path) -> None:
+    few = list(steps(tmp_path).values())
+    many = [replace(step, recipe=f"cat@rank-{index}") for index in range(170) for step in few]
+    started = time.process_time()
+    assert render_dvc_yaml(many).count("cmd:") == 1020
+    assert time.process_time() - started < 0.1
 
 
 def test_recipe_json_holds_recipe_base_and_parameters(tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ ONE_LINE = [
     ("matrix: {name: [a, b]}\n", "3: matrix.name: cannot be varied"),
     ("matrix: {extends: [a, b]}\n", "3: matrix.extends: cannot be varied"),
     ("matrix: {matrix: [a, b]}\n", "3: matrix.matrix: cannot be varied"),
+    ("matrix: {remote.lookup: [auto, never]}\n", "3: matrix.remote.lookup: cannot be varied"),
     (
         "matrix: {datasets: [a]}\n",
-        "3: matrix.datasets: cannot be varied; name a field of one, such as datasets[0].path",
+        "3: matrix.datasets: cannot be varied as a whole; name a field of one, such as",
     ),
     ("matrix: {'datasets[1].repeats': [2]}\n", "3: matrix.datasets[1].repeats: the recipe has no datasets[1]"),
     ("matrix: {train: [{seed: 1}], train.seed: [1]}\n", "3: matrix.train.seed: is varied by train already; remove one"),
