@@ -28,13 +28,14 @@ ARROWS: dict[str, set[str]] = {
     "steps": LIGHT | {"recipe", "data", "families", "methods", "training", "sampling"},
     "build": LIGHT | {"console", "recipe", "plan", "data", "families", "steps"},
     "scaffold": LIGHT | {"console", "build"},
-    "report": LIGHT | {"recipe", "plan", "data", "build"},
+    "report": LIGHT | {"recipe", "plan", "data", "build", "families"},
     "commands": LIGHT | {"console", "recipe", "plan", "build", "report", "scaffold"},
     "cli": LIGHT | {"console", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 NARROW = {
+    "report": {"families": {"sdbuild.families.digest", "sdbuild.families.locate"}},
     "build": {"steps": {"sdbuild.steps.contract"}, "families": {"sdbuild.families"}},
     "training": {"families": {"sdbuild.families.contract"}, "methods": {"sdbuild.methods.contract"}},
     "methods": {"families": {"sdbuild.families.contract"}},

@@ -28,10 +28,6 @@ def add_to(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(run=_plan)
 
-    why = commands.add_parser("why", help="every reason that a step is stale, or what it was built from")
-    why.add_argument("step", metavar="STEP", help="e.g. cat:train")
-    why.set_defaults(run=_why)
-
     schema = commands.add_parser("schema", help="JSON schema of a recipe, for editors")
     schema.set_defaults(run=_schema)
 
@@ -77,14 +73,6 @@ def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     action = "-" if step["action"] == "none" else step["action"]
     return step["name"], action, counts if step["action"] == "run" else "", shown
-
-
-def _why(options: argparse.Namespace, console: Console) -> int:
-    from sdbuild.build.forecast import explain
-
-    for line in explain(find_project(), options.step):
-        console.say(line)
-    return 0
 
 
 def _schema(options: argparse.Namespace, console: Console) -> int:

@@ -10,7 +10,7 @@ from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
 if TYPE_CHECKING:
     from sdbuild.recipe.models import Recipe
 
-VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 1, "samples": 1}
+VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 2, "samples": 1}
 """Raised by hand when the results of a step kind change for the same spec and inputs."""
 
 
@@ -23,6 +23,11 @@ def plan(recipe: Recipe) -> list[Step]:
 def plan_resolved(name: str, recipe: Mapping[str, Any], base: Base) -> list[Step]:
     """The same from a resolved recipe and base, as `recipe.json` holds them."""
     return list(_steps(name, recipe, base))
+
+
+def trained_components(method: Mapping[str, Any]) -> tuple[str, ...]:
+    """Components of the base that training reads, by the recipe's method."""
+    return ("unet", "scheduler", "vae", *(("text_encoder", "tokenizer") if method.get("text_encoder") else ()))
 
 
 def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
@@ -89,9 +94,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             Out(path=f"{folder}/loss.csv", kind="plot"),
         ),
         views=("records", "base"),
-        components=("unet", "scheduler", "vae", "text_encoder", "tokenizer")
-        if trains_text
-        else ("unet", "scheduler", "vae"),
+        components=trained_components(method),
         final=True,
     )
     if recipe["sample"] is not None:

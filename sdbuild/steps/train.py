@@ -220,7 +220,7 @@ def _write_adapter(folder: Path, spec: Mapping[str, Any], family: Family, data: 
         **metadata.modelspec(family, name=spec["name"], prediction_type=prediction_type, resolution=resolution),
         **metadata.kohya(family, spec, data.examples, data.captions),
         **adapter.summary(),
-        **metadata.lineage(spec, data=data.digest),
+        **metadata.lineage(spec, data=data.digest, pictures=len(data.examples), holdout=len(data.holdout)),
     }
     for name, tensors in adapter.export(family.key_map, spec["name"]).items():
         digest = {"modelspec.hash_sha256": f"0x{content_digest(tensors)}"}

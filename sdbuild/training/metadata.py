@@ -31,10 +31,18 @@ def canonical_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def lineage(spec: Mapping[str, Any], *, data: str) -> dict[str, str]:
-    """Return what the adapter was made of, and with which versions."""
+def lineage(spec: Mapping[str, Any], *, data: str, pictures: int, holdout: int) -> dict[str, str]:
+    """Return what the adapter was made of, and with which versions.
+
+    The whole spec is there, so that `sdbuild why` reads the settings from the file alone and finds the commit whose
+    `dvc.lock` records the same. Names of the base and of folders are not: a step does not see them, and one that
+    is moved would give other bytes.
+    """
     return {
         "sdbuild.recipe": spec["name"],
+        "sdbuild.spec": json.dumps(spec, ensure_ascii=False, sort_keys=True, separators=(",", ":")),
+        "sdbuild.pictures": str(pictures),
+        "sdbuild.holdout": str(holdout),
         "sdbuild.recipe_digest": canonical_digest(spec),
         "sdbuild.data_digest": data,
         "sdbuild.base_digest": spec["reads"]["base"],

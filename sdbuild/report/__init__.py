@@ -1,0 +1,1 @@
+"""What a project's builds were, and how they differ: history, differences, provenance. Light."""

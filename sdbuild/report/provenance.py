@@ -1,0 +1,213 @@
+"""`sdbuild why FILE`: what an adapter was made from, by its header, and which commit brings it back."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdbuild.build.project import Project
+from sdbuild.build.reasons import flat
+from sdbuild.build.revisions import Revisions
+from sdbuild.errors import DataError, UsageError
+from sdbuild.families.digest import base_digest, md5_file
+from sdbuild.families.locate import BASES, embedded
+from sdbuild.plan.compile import VERSIONS, trained_components
+from sdbuild.plan.model import STEP_KINDS
+from sdbuild.report.changes import value_changes
+from sdbuild.report.difference import settings
+from sdbuild.report.header import Header, read_header
+from sdbuild.report.objects import Objects, has_remote
+from sdbuild.report.states import Record, State, States
+from sdbuild.report.words import changed_value, plain, value
+
+LONG = 200
+"""Letters of a header's text that are shown."""
+Likeness = Literal["bytes", "settings", "unknown"]
+"""How a build resembles a file: it gave these bytes; it had these settings but gave others; it had these settings, and
+what it gave cannot be compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """A state of a project that made an adapter, or may have."""
+
+    state: State
+    record: Record
+    likeness: Likeness
+    whole: bool
+    """The state's `recipe.json` says what `dvc.lock` was built from, so a build finds nothing to do there."""
+
+
+def provenance(file: Path, project: Project | None) -> Iterator[str]:
+    """Lines on a file; a project's history is searched where there is one.
+
+    Raises:
+        DataError: it is no whole safetensors file.
+    """
+    header = read_header(file)
+    yield from _described(file.name, header)
+    if "sdbuild.recipe" not in header.metadata:
+        return
+    if project is None:
+        yield "outside a project, its commit is not known; in a clone of its project:"
+        yield f"  sdbuild why {shlex.quote(str(file))}"
+        return
+    try:
+        with Revisions(project.root) as revisions:
+            yield from _placed(project, revisions, file, _spec(header))
+    except UsageError as error:
+        yield f"its commit is not known: {error}"
+
+
+def find_origin(project: Project, revisions: Revisions, md5: str, spec: Any) -> Origin | None:
+    """The first state of any branch that made a file with this MD5, or else was built from this spec of training."""
+    states, objects = States(project, revisions), Objects(project)
+    built: dict[tuple[str, str, bool], tuple[State, Record]] = {}
+    commits = (states.state(commit) for commit in reversed(states.commits(everywhere=True)))
+    for state in (*commits, states.working()):
+        for record in state.records.values():
+            adapter = record.out("adapter")
+            if adapter is None:
+                continue
+            key = (record.recipe, adapter, record.parameters("train") == spec)
+            if key not in built or (_is_whole(record) and not _is_whole(built[key][1])):
+                built[key] = (state, record)
+    found = [_likened(*each, objects, md5, alike=key[2]) for key, each in built.items()]
+    if not any(origin and origin.likeness == "bytes" for origin in found):
+        objects.want(adapter for _, adapter, alike in built if alike or spec is None)
+        found = [_likened(*each, objects, md5, alike=key[2]) for key, each in built.items()]
+    order: list[Likeness] = ["bytes", "unknown", "settings"]
+    origins = [origin for origin in found if origin]
+    return min(origins, key=lambda origin: (order.index(origin.likeness), not origin.whole), default=None)
+
+
+def _likened(state: State, record: Record, objects: Objects, md5: str, *, alike: bool) -> Origin | None:
+    files = objects.files(record.out("adapter"))
+    likeness: Likeness = "unknown" if files is None else "bytes" if md5 in files.values() else "settings"
+    if likeness != "bytes" and not alike:
+        return None
+    return Origin(state=state, record=record, likeness=likeness, whole=_is_whole(record))
+
+
+def _is_whole(record: Record) -> bool:
+    steps = record.compiled.get("steps")
+    return isinstance(steps, dict) and steps.get("train") == record.parameters("train")
+
+
+def _described(name: str, header: Header) -> Iterator[str]:
+    said = header.metadata
+    numbers = f"{header.tensors} tensors with {header.numbers:,} numbers ({', '.join(header.dtypes)})"
+    if "sdbuild.recipe" not in said:
+        yield f"{plain(name)} was not made by sdbuild"
+        yield f"  {numbers}"
+        yield from (f"  {plain(key)}: {_cut(plain(said[key]))}" for key in sorted(said))
+        if not said:
+            yield "  its header says nothing more"
+        return
+    spec = _spec(header)
+    made = plain(said.get("sdbuild.version", "unknown"))
+    yield f"{plain(name)} is an adapter of the recipe {plain(said['sdbuild.recipe'])}, made by sdbuild {made}"
+    yield f"  {numbers}"
+    if "sdbuild.pictures" in said:
+        yield f"  pictures: {plain(said['sdbuild.pictures'])}, and {plain(said.get('sdbuild.holdout', '0'))} held out"
+    yield f"  data digest: {plain(said.get('sdbuild.data_digest', 'unknown'))}"
+    digest = said.get("sdbuild.base_digest", "unknown")
+    base = _embedded_base(digest, spec)
+    yield f"  base digest: {plain(digest)}{f' ({base}, embedded)' if base else ''}"
+    libraries = {
+        key.removeprefix("sdbuild.").removesuffix("_version"): said[key]
+        for key in sorted(said)
+        if key.startswith("sdbuild.") and key.endswith("_version")
+    }
+    yield f"  with {', '.join(f'{plain(name)} {plain(number)}' for name, number in libraries.items())}"
+    if spec is None:
+        yield "  its settings are not in the header; these are:"
+        shown: Mapping[str, Any] = {key: said[key] for key in sorted(said) if key.startswith(("ss_", "modelspec."))}
+    else:
+        hidden = ("reads", "version", "name")
+        shown = {"resolution": said.get("modelspec.resolution"), **{k: v for k, v in spec.items() if k not in hidden}}
+    yield "settings"
+    yield from (f"  {plain(key)}: {_cut(value(found))}" for key, found in flat(shown).items())
+
+
+def _placed(project: Project, revisions: Revisions, file: Path, spec: Any) -> Iterator[str]:
+    origin = find_origin(project, revisions, md5_file(file), spec)
+    if origin is None:
+        yield "no commit of this project made it; `git fetch --all` brings branches and tags of other clones"
+        return
+    commit, record = origin.state.commit, origin.record
+    where = "what is built here and not committed"
+    if commit is not None:
+        where = f"commit {commit.short} of {commit.date[:10]} ({plain(commit.author)}: {plain(commit.subject)})"
+    yield {
+        "bytes": f"made by {where}: the same bytes",
+        "settings": f"{where} was built with these settings, but gave other bytes (another machine or version?)",
+        "unknown": f"{where} was built with these settings; its adapter is not here to compare",
+    }[origin.likeness]
+    base = {key: found for key, found in (record.compiled.get("base") or {}).items() if found is not None}
+    if base:
+        yield f"  base: {', '.join(f'{plain(key)} {plain(str(found))}' for key, found in base.items())}"
+    folders = [row["path"] for row in (record.compiled.get("recipe") or {}).get("datasets", ())]
+    if folders:
+        yield f"  datasets: {plain(', '.join(folders))}"
+    now = States(project, revisions).working().records.get(record.recipe)
+    if now is None:
+        yield f"  the recipe {record.recipe} is not built here now"
+    else:
+        yield from (f"  now {changed_value(change)}" for change in value_changes(settings(record), settings(now)))
+    if commit is None:
+        yield f"git add recipes dvc.yaml dvc.lock build && git commit -m {shlex.quote(record.recipe)} keeps it"
+        return
+    yield "to have it back"
+    yield from (f"  {command}" for command in _commands(project, revisions, origin))
+    path = f"build/{record.recipe}/adapter/"
+    yield f"it is then in {path}; `git switch -` goes back"
+
+
+def _commands(project: Project, revisions: Revisions, origin: Origin) -> Iterator[str]:
+    """What brings a committed state's adapter back, typed in a clone of the project."""
+    commit, record = origin.state.commit, origin.record
+    assert commit is not None
+    yield f"git switch --detach {commit.short}"
+    if has_remote(project):
+        yield "sdbuild pull"
+    else:
+        folders = [row["path"] for row in (record.compiled.get("recipe") or {}).get("datasets", ())]
+        tracked = [f"{path}.dvc" for path in folders if revisions.read(commit.id, f"{path}.dvc") is not None]
+        if tracked:
+            yield f"dvc checkout {shlex.join(tracked)}"
+    before = STEP_KINDS[: STEP_KINDS.index("train") + 1]
+    versions = {kind: record.parameters(kind).get("version") for kind in before if kind in record.entries}
+    if origin.whole and all(VERSIONS[kind] == version for kind, version in versions.items()):
+        yield f"doit {shlex.quote(record.recipe)}"
+    else:  # this sdbuild would build it anew, and perhaps otherwise
+        yield f"dvc checkout {shlex.quote(f'build/{record.recipe}/adapter')}"
+
+
+def _spec(header: Header) -> Mapping[str, Any] | None:
+    try:
+        spec = json.loads(header.metadata.get("sdbuild.spec", ""))
+    except (ValueError, RecursionError):
+        return None
+    return spec if isinstance(spec, dict) else None
+
+
+def _embedded_base(digest: str, spec: Mapping[str, Any] | None) -> str | None:
+    """Name of the embedded base whose content this is."""
+    method = (spec or {}).get("method")
+    components = trained_components(method if isinstance(method, dict) else {})
+    for name in embedded():
+        try:
+            if base_digest(BASES / name, components, md5_file) == digest:
+                return name
+        except DataError:
+            continue
+    return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONG else f"{text[:LONG]}… ({len(text)} letters)"
