@@ -1,49 +1,69 @@
-"""Model families: one module each, loaded when first used. Importing this package is light."""
+"""Model families: one module each. Importing this package, and describing a base, is light."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbuild.errors import DataError, Problem
-from sdbuild.families.layout import Layout, read_layout
+from sdbuild.families.description import Description
+from sdbuild.families.layout import Layout, read_config, read_layout
 
 if TYPE_CHECKING:
     from sdbuild.families.contract import Family
 
-FAMILIES = {"sd1": "sdbuild.families.sd1"}
-"""Each module has a function `family(folder, layout)`."""
+FAMILIES: Mapping[str, str] = {
+    "sd1": "sdbuild.families.sd1",
+    "sd2": "sdbuild.families.sd2",
+}
+"""Each module has a `DESCRIPTION` and a function `family(folder, layout, clip_skip)`."""
 
-PIPELINES = {"StableDiffusionPipeline": "sd1"}
-"""Family by the pipeline class that `model_index.json` names."""
+
+def descriptions() -> list[Description]:
+    """All families."""
+    return [importlib.import_module(module).DESCRIPTION for module in FAMILIES.values()]
 
 
 def detect(folder: Path) -> str:
-    """Name the family of a base from its `model_index.json`.
+    """Name the family of a base from its `model_index.json` and configurations, never from its name.
 
     Raises:
         DataError: it is no text-to-image model of a known family.
     """
-    return _family_of(read_layout(folder))
+    return describe(folder).name
 
 
-def load(folder: Path) -> Family:
+def describe(folder: Path) -> Description:
+    """Describe the family of a base; see `detect`."""
+    return _described(read_layout(folder))
+
+
+def load(folder: Path, *, clip_skip: int = 1) -> Family:
     """Bind a base's family to its folder; weights are loaded when they are asked for.
 
     Raises:
         DataError: it is of no known family, or damaged; lists all problems.
     """
     layout = read_layout(folder)
-    module = importlib.import_module(FAMILIES[_family_of(layout)])
-    family: Family = module.family(folder, layout)
+    module = importlib.import_module(FAMILIES[_described(layout).name])
+    family: Family = module.family(folder, layout, clip_skip=clip_skip)
     return family
 
 
-def _family_of(layout: Layout) -> str:
-    name = PIPELINES.get(layout.pipeline)
-    if name is None:
-        known = ", ".join(sorted(PIPELINES))
-        message = f"is a {layout.pipeline}, which sdbuild cannot adapt; choose a base that is a {known}"
+def _described(layout: Layout) -> Description:
+    known = descriptions()
+    candidates = [description for description in known if description.pipeline == layout.pipeline]
+    if not candidates:
+        pipelines = ", ".join(sorted({description.pipeline for description in known}))
+        message = f"is a {layout.pipeline}, which sdbuild cannot adapt; choose a base that is a {pipelines}"
         raise DataError([Problem(file=str(layout.file), message=message)])
-    return name
+    if len(candidates) == 1:
+        return candidates[0]
+    folder = layout.file.parent
+    found = [
+        description for description in candidates if description.recognises(lambda name: read_config(folder, name))
+    ]
+    assert len(found) == 1, f"{layout.file}: {[description.name for description in found]}"
+    return found[0]

@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
-Component = Literal["unet", "text_encoder"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+"""What a denoiser's output means; `flow` is noise minus latent, the others are DDPM's."""
+Component = Literal["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
 """The parts of a base that an adapter can change, as diffusers names them."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,6 +36,23 @@ class NoiseSchedule:
     def timesteps(self) -> int:
         """How many timesteps there are."""
         return len(self.alphas_cumprod)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowSchedule:
+    """A rectified flow, x_t = (1 - σ_t) x + σ_t ε, whose velocity ε - x is predicted (Esser et al. 2024, section 2).
+
+    Timestep t of T has σ = (t + 1) / T; the shift towards noise is a matter of which timesteps are drawn.
+    """
+
+    timesteps: int
+    """How many there are."""
+    density: Mapping[str, Any]
+    """How the base's timesteps are drawn, as `train.timesteps` of a recipe says it."""
+    prediction_type: PredictionType = "flow"
+
+
+Schedule = NoiseSchedule | FlowSchedule
 
 
 class LatentEncoder(Protocol):
@@ -64,17 +82,17 @@ class TextEncoder(Protocol):
     """Longest caption in tokens, start and end included; the rest of a longer one is cut off."""
 
     @property
-    def module(self) -> nn.Module:
-        """The network, for training the text side; frozen when loaded."""
+    def modules(self) -> Mapping[Component, nn.Module]:
+        """The networks that adapters can change, for training the text side; frozen when loaded."""
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a caption before any cut, start and end included."""
 
-    def tokenize(self, text: str) -> Tensor:
-        """Return token ids, int64 [L], cut and padded to `max_tokens`."""
+    def tokenize(self, text: str) -> dict[str, Tensor]:
+        """Return token ids, int64 [L], cut and padded, by the component that reads them."""
 
-    def condition(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return the condition of tokens [B, L], e.g. ``{"hidden": [B, L, D]}``; gradients flow."""
+    def condition(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the condition of tokens, each [B, L], e.g. ``{"hidden": [B, L, D]}``; gradients flow."""
 
     def encode(self, text: str) -> dict[str, Tensor]:
         """Return the condition of one caption without batch axis, e.g. ``{"hidden": [L, D]}``, float32."""
@@ -84,11 +102,20 @@ class Denoiser(Protocol):
     """The network that is adapted."""
 
     @property
+    def component(self) -> Component:
+        """Its name in adapters."""
+
+    @property
     def module(self) -> nn.Module:
         """The network; frozen when loaded, in evaluation mode."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Return the prediction [B, C, h, w] for noisy scaled latents, int64 timesteps [B] and a batched condition."""
+        """Return the prediction [B, C, h, w] for noisy scaled latents, int64 timesteps [B] and a batched condition.
+
+        Timesteps count from the least noise. Families with `geometry` find it in the condition under that name:
+        int64 [B, 6], height and width of the picture as it was, top and left of its crop, height and width of the
+        crop; see `data.wanted.WantedLatent.geometry`.
+        """
 
 
 class KeyMap(Protocol):
@@ -124,6 +151,8 @@ class Family(Protocol):
     folder: Path
     vae_factor: int
     """Pixels a side of one latent pixel."""
+    multiple: int
+    """Pictures' sides are multiples of this: the VAE's factor, times the patch of a transformer."""
     modelspec_architecture: str
     """E.g. ``stable-diffusion-v1/lora``, for the adapter's ``modelspec.architecture``."""
     ss_base_model_version: str
@@ -137,12 +166,12 @@ class Family(Protocol):
         """Load the encoder of pictures."""
 
     def load_text(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> TextEncoder:
-        """Load tokenizer and text encoder."""
+        """Load tokenizers and text encoders."""
 
     def load_denoiser(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Denoiser:
         """Load the denoiser, frozen."""
 
-    def noise_schedule(self) -> NoiseSchedule:
+    def noise_schedule(self) -> Schedule:
         """Read the forward process; loads no weights."""
 
     def scale(self, latent: Tensor) -> Tensor:

@@ -116,11 +116,11 @@ def _model(family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, 
     settings, method = Train.model_validate(spec["train"]), spec["method"]
     dtype = DTYPES[settings.precision]
     denoiser = family.load_denoiser(dtype, str(device))
-    modules: dict[Any, torch.nn.Module] = {"unet": denoiser.module}
+    modules: dict[Any, torch.nn.Module] = {denoiser.component: denoiser.module}
     conditions: Conditions
     if method["text_encoder"]:
         text = family.load_text(dtype, str(device))
-        modules["text_encoder"] = text.module
+        modules |= text.modules
         conditions = Encoded(tokenize=text.tokenize, condition=text.condition, device=device)
     else:
         assert inputs.text is not None
@@ -142,7 +142,10 @@ def _losses(model: Model, objective: Objective, dtype: torch.dtype, device: torc
     def losses_of(batch: Batch) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=mixed):
             noisy = objective.noisy(batch.x, batch.noise, batch.timesteps)
-            condition = {name: tensor.to(dtype) for name, tensor in batch.condition.items()}
+            condition = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in batch.condition.items()
+            }
             prediction = predict(noisy.to(dtype), batch.timesteps, condition)
         return objective.losses(prediction, batch.x, batch.noise, batch.timesteps)
 

@@ -100,17 +100,20 @@ class Stored:
 class Encoded:
     """Conditions computed in every step, by a text encoder that is trained."""
 
-    tokenize: Callable[[str], Tensor]
-    condition: Callable[[Tensor], dict[str, Tensor]]
+    tokenize: Callable[[str], Mapping[str, Tensor]]
+    condition: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     device: torch.device
-    _tokens: dict[str, Tensor] = field(default_factory=dict)
+    _tokens: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Encode the captions, with gradients; tokens are kept."""
         for text in texts:
             if text not in self._tokens:
                 self._tokens[text] = self.tokenize(text)
-        return self.condition(torch.stack([self._tokens[text] for text in texts]).to(self.device))
+        chosen = [self._tokens[text] for text in texts]
+        return self.condition(
+            {name: torch.stack([tokens[name] for tokens in chosen]).to(self.device) for name in chosen[0]}
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,12 +156,19 @@ class Batches:
             x=self.scale(x).to(self.device, non_blocking=True),
             noise=torch.stack([drawn.noise for drawn in draws]).to(self.device, non_blocking=True),
             timesteps=torch.tensor([drawn.timestep for drawn in draws]).to(self.device, non_blocking=True),
-            condition=self.conditions(texts),
+            condition=self.conditions(texts) | geometry(items, self.device),
         )
 
     def names(self, step: int) -> list[str]:
         """Return what to call a step's records in a message."""
         return [example.name for example in self.choose(step)]
+
+
+def geometry(items: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """Stack size and crop of latent items as a condition; none for families that do not look at them."""
+    if not all("geometry" in item for item in items):
+        return {}
+    return {"geometry": torch.stack([item["geometry"] for item in items]).to(device)}
 
 
 def distinct(keys: Iterable[str]) -> list[str]:

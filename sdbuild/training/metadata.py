@@ -87,7 +87,7 @@ def kohya(
         "ss_max_grad_norm": str(train["clip"] or 0.0),
         "ss_num_train_images": str(sum(example.repeats for example in examples)),
         "ss_num_reg_images": "0",
-        "ss_v2": str(family.ss_base_model_version == "sd_v2"),
+        "ss_v2": str(family.ss_base_model_version.startswith("sd_v2")),
         "ss_tag_frequency": json.dumps(tag_frequency(trained, spec["datasets"]), ensure_ascii=False),
     }
 

@@ -64,7 +64,7 @@ def adaptable(module: nn.Module) -> list[str]:
 def test_every_layer_of_a_base_goes_there_and_back(base: Path) -> None:
     for path in adaptable(load(base).load_denoiser().module):
         assert KEYS.path(KEYS.kohya("unet", path)) == ("unet", path)
-    for path in adaptable(load(base).load_text().module):
+    for path in adaptable(load(base).load_text().modules["text_encoder"]):
         assert KEYS.path(KEYS.kohya("text_encoder", path)) == ("text_encoder", f"text_model.{path}")
 
 

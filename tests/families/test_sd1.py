@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdbuild.families import load
+from sdbuild.families.contract import NoiseSchedule
 from tests.tiny import make_pipeline
 
 
@@ -53,7 +54,7 @@ def test_conditions_are_the_text_encoders_own(base: Path, text: str) -> None:
     with torch.no_grad():
         assert torch.equal(hidden, model(ids).last_hidden_state[0])
     assert hidden.shape == (77, 32)
-    assert torch.equal(encoder.tokenize(text), ids[0])
+    assert torch.equal(encoder.tokenize(text)["text_encoder"], ids[0])
 
 
 def test_tokens_are_counted_before_the_cut(base: Path) -> None:
@@ -65,10 +66,12 @@ def test_tokens_are_counted_before_the_cut(base: Path) -> None:
 
 def test_gradients_flow_through_conditions(base: Path) -> None:
     encoder = load(base).load_text()
-    assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
-    encoder.module.requires_grad_(True)
-    total = encoder.condition(encoder.tokenize("a cat")[None])["hidden"].sum()
-    gradients = torch.autograd.grad(total, list(encoder.module.parameters()), allow_unused=True)
+    module = encoder.modules["text_encoder"]
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    module.requires_grad_(True)
+    tokens = {name: ids[None] for name, ids in encoder.tokenize("a cat").items()}
+    total = encoder.condition(tokens)["hidden"].sum()
+    gradients = torch.autograd.grad(total, list(module.parameters()), allow_unused=True)
     assert any(gradient is not None for gradient in gradients)
 
 
@@ -77,6 +80,7 @@ def test_the_noise_schedule_is_the_bases(tmp_path: Path, kind: str) -> None:
     family = load(make_pipeline(tmp_path / "tiny", prediction_type=kind))
     schedule = family.noise_schedule()
     own = DDIMScheduler.from_pretrained(tmp_path / "tiny/scheduler", local_files_only=True)
+    assert isinstance(schedule, NoiseSchedule)
     assert schedule.prediction_type == kind
     assert schedule.timesteps == 1000
     assert schedule.alphas_cumprod.dtype == torch.float64
@@ -86,10 +90,11 @@ def test_the_noise_schedule_is_the_bases(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_loads_in_a_type_frozen(base: Path, dtype: torch.dtype) -> None:
     family = load(base)
-    for part in (family.load_vae(dtype), family.load_text(dtype), family.load_denoiser(dtype)):
-        assert {parameter.dtype for parameter in part.module.parameters()} == {dtype}
-        assert not any(parameter.requires_grad for parameter in part.module.parameters())
-        assert not part.module.training
+    text = family.load_text(dtype).modules["text_encoder"]
+    for module in (family.load_vae(dtype).module, text, family.load_denoiser(dtype).module):
+        assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert not module.training
     mean, _ = family.load_vae(dtype).encode(noise(1, 3, 64, 64))
     assert mean.dtype == torch.float32
     assert family.load_text(dtype).encode("a cat")["hidden"].dtype == torch.float32

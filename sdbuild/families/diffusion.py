@@ -1,0 +1,128 @@
+"""What families share whose bases lie in diffusers' layout. Importing it is light; weights load libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbuild.errors import DataError, Problem
+from sdbuild.families.layout import read_config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sdbuild.families.contract import Denoiser, Schedule
+    from sdbuild.families.networks import KLEncoder
+    from sdbuild.families.text import Clip
+
+KINDS = ("epsilon", "v_prediction", "sample")
+"""What a denoiser of a diffusion predicts."""
+
+
+class DiffusionFamily:
+    """A base with a UNet, a KL autoencoder and CLIP text encoders; see `contract.Family`."""
+
+    denoiser = "unet"
+    pipeline_class: str
+
+    def __init__(self, folder: Path, *, clip_skip: int) -> None:
+        """Use a base whose files were checked; `clip_skip` 1 is the text encoders' usual layer, 2 the one before it.
+
+        Raises:
+            DataError: its denoiser is not for text alone, or VAE and denoiser do not belong together.
+        """
+        self.folder = folder
+        self.clip_skip = clip_skip
+        vae = read_config(folder, "vae")
+        self.vae_factor = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
+        self.multiple = self.vae_factor
+        self._shift = float(vae.get("shift_factor") or 0.0)
+        self._factor = float(vae.get("scaling_factor", 0.18215))
+        takes, gives = self.channels(read_config(folder, self.denoiser)), vae.get("latent_channels", 4)
+        if takes != gives:
+            message = f"takes {takes} channels where the VAE gives {gives}: it is for inpainting or editing"
+            raise DataError([Problem(file=str(folder / self.denoiser / "config.json"), message=message)])
+
+    def channels(self, config: Mapping[str, Any]) -> int:
+        """Channels that the denoiser takes."""
+        return int(config.get("in_channels", 4))
+
+    def load_vae(self, dtype: torch.dtype | None = None, device: str = "cpu") -> KLEncoder:
+        """Load the encoder of pictures."""
+        from sdbuild.families.networks import KLEncoder
+
+        vae = self.network("AutoencoderKL", "vae", dtype, device)
+        return KLEncoder(vae, self._shift, self._factor, vae.device, vae.dtype)
+
+    def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
+        """Load the UNet, frozen."""
+        from sdbuild.families.networks import UNet
+
+        return UNet(self.network("UNet2DConditionModel", self.denoiser, dtype, device))
+
+    def noise_schedule(self) -> Schedule:
+        """Read the forward process from the base's scheduler."""
+        from diffusers import DDPMScheduler
+
+        from sdbuild.families.contract import NoiseSchedule
+
+        config = read_config(self.folder, "scheduler")
+        kind = config.get("prediction_type", "epsilon")
+        if kind not in KINDS:
+            message = f"has prediction_type {kind!r}; sdbuild knows {', '.join(KINDS)}"
+            raise DataError([Problem(file=str(self.folder / "scheduler/scheduler_config.json"), message=message)])
+        scheduler = DDPMScheduler.from_config(config)
+        return NoiseSchedule(alphas_cumprod=scheduler.alphas_cumprod.double(), prediction_type=kind)
+
+    def scale(self, latent: Tensor) -> Tensor:
+        """Return what the denoiser works on from an unscaled latent."""
+        return (latent - self._shift) * self._factor
+
+    def pipeline(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
+        """Load the pipeline; no progress bar, no safety checker."""
+        import diffusers
+
+        denoiser = self.load_denoiser(dtype, device)
+        pipeline = getattr(diffusers, self.pipeline_class)(
+            vae=self.network("AutoencoderKL", "vae", dtype, device),
+            scheduler=self.pipeline_scheduler(),
+            **{denoiser.component: denoiser.module},
+            **self.pipeline_parts(dtype, device),
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def pipeline_scheduler(self) -> Any:
+        """A scheduler that holds the base's settings; the grid replaces it by the recipe's."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_config(read_config(self.folder, "scheduler"))
+
+    def pipeline_parts(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
+        """Components of the pipeline besides denoiser, VAE and scheduler."""
+        raise NotImplementedError
+
+    def network(self, name: str, component: str, dtype: torch.dtype | None, device: str) -> Any:
+        """Load a network of diffusers or transformers, frozen, in float32 if no type is given."""
+        from sdbuild.families.networks import load_network
+
+        return load_network(name, self.folder / component, dtype, device)
+
+    def clip(
+        self, component: str, dtype: torch.dtype | None, device: str, *, cls: str = "CLIPTextModel", layer: int = 0
+    ) -> Clip:
+        """Load a CLIP text encoder with its tokenizer; `layer` is counted back from the last."""
+        from transformers import CLIPTokenizer
+
+        from sdbuild.families.text import Clip
+
+        place = self.folder / component.replace("text_encoder", "tokenizer")
+        return Clip(
+            component=component,
+            tokenizer=CLIPTokenizer.from_pretrained(place, local_files_only=True),
+            module=self.network(cls, component, dtype, device),
+            layer=layer + self.clip_skip - 1,
+            normed=layer == 0,
+        )
