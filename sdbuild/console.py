@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -106,6 +107,17 @@ class Console:
         """A step ended early; the error follows."""
         with self._lock:
             self._drop(name)
+
+    @contextmanager
+    def transfer(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Show how far a transfer is: what is given takes the number of files that are done, and of all."""
+        with self._lock:
+            self._started[name] = self._printed[name] = time.monotonic()
+        try:
+            yield lambda done, total: self.step_progress(name, done, total, "files", {})
+        finally:
+            with self._lock:
+                self._drop(name)
 
     def stop(self) -> None:
         """Take the progress display off the screen."""

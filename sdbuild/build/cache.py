@@ -5,7 +5,9 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,17 @@ from sdbuild.build.lockfile import Entry, dump_yaml, load_yaml
 from sdbuild.build.project import Project, write_atomic
 from sdbuild.build.statcache import Digest
 from sdbuild.plan.model import Step
+
+RUN_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
+"""Name of an entry of the run-cache: two letters of its key, its key, its own digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """MD5s that an entry of the run-cache names."""
+
+    outs: tuple[str, ...]
+    deps: tuple[str, ...]
 
 
 class LocalCache:
@@ -56,9 +69,7 @@ class LocalCache:
 
     def find_run(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> Entry | None:
         """The newest earlier run of a step on the same inputs whose outs are all in the cache."""
-        folder = self._runs(
-            run_key(step.command, _rows(deps), step.params(parameters), [out.path for out in step.outs])
-        )
+        folder = self._runs(self.key_of(step, deps, parameters))
         try:
             entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         except OSError:
@@ -72,6 +83,10 @@ class LocalCache:
                 continue
         return None
 
+    def key_of(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> str:
+        """Key of a step's runs on these inputs."""
+        return run_key(step.command, _rows(deps), step.params(parameters), [out.path for out in step.outs])
+
     def remember_run(self, entry: Entry) -> None:
         """Add a run to the run-cache, as DVC's own `StageCache.save` does.
 
@@ -82,6 +97,57 @@ class LocalCache:
         path = folder / _digest(entry)
         if not path.exists():
             write_atomic(path, dump_yaml(entry))
+
+    def runs(self) -> set[str]:
+        """Names of all entries of the run-cache, see `RUN_NAME`."""
+        names = ("/".join(path.parts[-3:]) for path in (self.folder / "runs").glob("*/*/*"))
+        return {name for name in names if RUN_NAME.fullmatch(name)}
+
+    def run_file(self, name: str) -> Path:
+        """File of an entry of the run-cache."""
+        return self.folder / "runs" / name
+
+    def keep_run(self, name: str, content: bytes) -> Entry | None:
+        """Add an entry that was made elsewhere; None if it is not what its name says."""
+        try:
+            entry = dict(load_yaml(content.decode()))
+            outs = [out["path"] for out in entry["outs"]]
+            key = run_key(entry["cmd"], entry["deps"], entry["params"], outs)
+            right = f"{key[:2]}/{key}/{_digest(entry)}" == name
+        except (ValueError, yaml.YAMLError, KeyError, TypeError):
+            return None
+        if right and not self.run_file(name).exists():
+            write_atomic(self.run_file(name), content)
+        return entry if right else None
+
+    def named_by(self, runs: Collection[str]) -> dict[str, Named]:
+        """What entries of the run-cache name; damaged ones are left out.
+
+        An entry never changes, so what was read once is remembered: to parse a thousand of them takes seconds.
+        """
+        memory = self._project.private / "cache" / "runs.json"
+        try:
+            known = {
+                name: Named(tuple(outs), tuple(deps)) for name, (outs, deps) in json.loads(memory.read_bytes()).items()
+            }
+        except (OSError, ValueError, TypeError):
+            known = {}
+        found: dict[str, Named] = {}
+        for name in runs:
+            named = known.get(name) or self._named(name)
+            if named is not None:
+                found[name] = named
+        if found.keys() != known.keys():
+            write_atomic(memory, json.dumps({name: (named.outs, named.deps) for name, named in found.items()}))
+        return found
+
+    def _named(self, name: str) -> Named | None:
+        try:
+            entry = load_yaml(self.run_file(name).read_text(encoding="utf-8"))
+            outs, deps = (tuple(str(row["md5"]) for row in entry[part]) for part in ("outs", "deps"))
+            return Named(outs, deps)
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+            return None
 
     def _runs(self, key: str) -> Path:
         return self.folder / "runs" / key[:2] / key

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdbuild.build.compiled import Compiled
-from sdbuild.build.lockfile import LockFile
+from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
 from sdbuild.build.project import BuildLock, Project
@@ -50,6 +50,7 @@ class Engine:
         self.stat = StatCache(project.root, project.stat_cache)
         self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat)
         self.outcomes: dict[str, Outcome] = {}
+        self._asking = {recipe.name for recipe in recipes if recipe.remote.lookup == "auto"}
         self._reads: dict[str, Mapping[str, str]] = {}
         self._build_lock = BuildLock(project, waiting=console.say)
         self._workers = Workers(project)
@@ -61,7 +62,7 @@ class Engine:
         """DVC, imported when the first step is not fresh."""
         from sdbuild.build.history import History
 
-        return History(self.project, self.lock_file, [step.stage for step in self.steps.values()])
+        return History(self.project, self.lock_file, [step.stage for step in self.steps.values()], self.console)
 
     def prepare(self) -> None:
         """Bring `dvc.yaml`, `recipe.json` and the bases up to date; needs no lock where nothing has changed."""
@@ -148,12 +149,29 @@ class Engine:
                 return Outcome(how="renewed")
         if verdict.action == "none":
             return Outcome(how="fresh")
-        if verdict.action == "restore" and verdict.entry is not None:
+        known = verdict.entry if verdict.action == "restore" else self._pushed(verdict)
+        if known is not None:
             self._write_reads(verdict)
-            if self.history.restore(step, verdict.entry):
+            if self._left_there(verdict, known) or self.history.restore(step, known):
                 self._forget_scratch(step)
                 return Outcome(how="restored")
         return None
+
+    def _pushed(self, verdict: Verdict) -> Entry | None:
+        """A run of a step on the same inputs that the remote knows."""
+        step = verdict.step
+        if step.recipe not in self._asking or len(verdict.deps) < len(step.deps):
+            return None
+        return self.history.find_run(step, verdict.deps, step.parameters(verdict.reads))
+
+    def _left_there(self, verdict: Verdict, entry: Entry) -> bool:
+        """Whether a pushed run's outs can stay on the remote until a step needs them; then it is only recorded."""
+        step = verdict.step
+        present = any((self.project.root / out.path).exists() for out in step.outs)
+        if verdict.action == "restore" or step.final or present:
+            return False
+        self.history.adopt(step, entry)
+        return True
 
     def _ready(self, step: Step) -> Verdict:
         """Bring the inputs of a step into place and judge it on them."""

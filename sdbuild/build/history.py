@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
@@ -24,21 +25,29 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.project import Project, working_directory
+from sdbuild.build.remote import Remote
 from sdbuild.build.statcache import Digest
-from sdbuild.errors import StepError
+from sdbuild.build.tracked import DataFile
+from sdbuild.console import Console
+from sdbuild.errors import RemoteError, StepError, UsageError
 from sdbuild.plan.model import Step
+
+Answer = TypeVar("Answer")
 
 
 class History:
     """DVC's view of a project; one call at a time, since DVC's own locks are not made for threads."""
 
-    def __init__(self, project: Project, lock: LockFile, order: Sequence[str]) -> None:
+    def __init__(self, project: Project, lock: LockFile, order: Sequence[str], console: Console | None = None) -> None:
         self._project = project
         self._lock = lock
         self._order = order
         self._cache = LocalCache(project)
         self._mutex = threading.RLock()
         self._repo: Any = None
+        self._remote: Remote | None = None
+        self._alone = False
+        self._console = console
         _hush()
 
     def restore(self, step: Step, entry: Entry) -> bool:
@@ -49,10 +58,11 @@ class History:
         """
         with self._open() as repo:
             stage = self._stage(repo, step, entry)
+            outs = [out["md5"] for out in entry["outs"]]
             try:
-                if not stage.outs_cached():
-                    for objects in stage.get_used_objs().values():
-                        repo.cloud.pull(objects)
+                self._download(outs)
+                if not stage.outs_cached():  # DVC drops damaged objects when it looks at them
+                    self._download(outs)
                 if not stage.outs_cached():
                     return False
                 stage.checkout(force=True)
@@ -78,9 +88,10 @@ class History:
                 stage.save_outs()
                 links = stage.outs[0].cache.cache_types[:1]
                 stage.commit(relink=links in (["hardlink"], ["symlink"]))
+                self._check_saved(stage)
+                self._finish(stage, step)
             except (DvcException, OSError) as error:
                 raise StepError(f"{step.name}: its outs could not be saved: {error}") from error
-            self._finish(stage, step)
 
     def renew(self, step: Step, entry: Entry, deps: Mapping[str, Digest]) -> None:
         """Record newer versions of inputs of which the step reads nothing that changed."""
@@ -88,28 +99,61 @@ class History:
             renewed = {**entry, "deps": [_row(path, deps[path]) for path in sorted(deps)]}
             self._finish(self._stage(repo, step, renewed), step)
 
+    def find_run(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> Entry | None:
+        """A run of a step on the same inputs that somebody has pushed, with the objects that its outs are made of.
+
+        One request where there is none.
+        """
+        key = self._cache.key_of(step, deps, parameters)
+        with self._open():
+            names = self._ask(lambda remote: remote.runs(key)) or set()
+            contents = self._ask(lambda remote: remote.read_runs(names)) or {}
+            for name, content in contents.items():
+                entry = self._cache.keep_run(name, content)
+                if entry is not None and self._is_there(entry):
+                    return entry
+        return None
+
+    def adopt(self, step: Step, entry: Entry) -> None:
+        """Record a run whose outs are on the remote and stay there until a step needs them."""
+        with self._open() as repo:
+            self._finish(self._stage(repo, step, entry), step)
+
     def fetch_data(self, path: str) -> bool:
         """Bring a tracked dataset into place, from the cache or else the remote."""
+        file = DataFile.read(self._project, f"{path}.dvc")
+        with self._open():
+            if file is None or file.plain:
+                self._download(file.md5s if file else ())
+            else:
+                self._ask(lambda _: self.leave_to_dvc("fetch", [file.path]))
+            return self.checkout([f"{path}.dvc"]) and (self._project.root / path).exists()
+
+    def checkout(self, targets: Sequence[str]) -> bool:
+        """Bring files of the cache into place; False if DVC refuses, because what is there is nowhere else."""
         with self._open() as repo:
-            target = str(self._project.root / f"{path}.dvc")
             try:
-                with contextlib.suppress(DvcException, OSError):
-                    repo.fetch(targets=[target])
-                repo.checkout(targets=[target])
+                repo.checkout(targets=list(targets))
             except (DvcException, OSError):
                 return False
-            return (self._project.root / path).exists()
+            return True
 
     def fetch(self, md5s: Collection[str]) -> None:
         """Bring single objects into the cache, as far as the remote has them; a folder's list comes without its files.
 
         What a past state holds is read this way; a remote that is absent or out of reach brings nothing.
         """
-        with self._open() as repo, contextlib.suppress(DvcException, OSError):
-            remote = repo.cloud.get_remote_odb(command="pull")
-            wanted = sorted(md5s)
-            paths = [remote.oid_to_path(md5) for md5 in wanted]
-            repo.cache.local.add(paths, remote.fs, wanted, on_error=lambda *_: None, verify=True)
+        with self._open():
+            self._ask(lambda remote: remote.download_single(md5s))
+
+    def leave_to_dvc(self, verb: Literal["push", "fetch"], targets: Sequence[str]) -> None:
+        """Push or fetch what DVC alone knows how to: imports, remotes of their own, older formats.
+
+        Raises:
+            RemoteError: it failed.
+        """
+        with self._open() as repo:
+            self.remote().leave_to_dvc(lambda: getattr(repo, verb)(targets=list(targets)))
 
     def save_data(self, path: str) -> None:
         """Keep the present content of a tracked dataset, so that its state can come back.
@@ -130,13 +174,58 @@ class History:
                 self._repo.close()
                 self._repo = None
 
+    def remote(self) -> Remote:
+        """The project's default remote.
+
+        Raises:
+            UsageError: none is configured.
+        """
+        with self._mutex:
+            if self._remote is None:
+                self._remote = Remote(self._repository(), self._cache)
+            return self._remote
+
+    def _repository(self) -> Any:
+        if self._repo is None:
+            self._repo = Repo(str(self._project.root), _wait_for_lock=True)
+        return self._repo
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
-        with self._mutex, working_directory(self._project.root):
-            if self._repo is None:
-                self._repo = Repo(str(self._project.root), _wait_for_lock=True)
-            with lock_repo(self._repo):
-                yield self._repo
+        with self._mutex, working_directory(self._project.root), lock_repo(self._repository()):
+            yield self._repo
+
+    def _ask(self, question: Callable[[Remote], Answer]) -> Answer | None:
+        """Ask the remote; None where there is none, or once it was in trouble, which is told in one line."""
+        if self._alone:
+            return None
+        try:
+            return question(self.remote())
+        except UsageError:
+            self._alone = True
+        except RemoteError as error:
+            self._alone = True
+            if self._console is not None:
+                self._console.warn(f"{error}; going on without it")
+        return None
+
+    def _is_there(self, entry: Entry) -> bool:
+        """Whether the remote has what an entry's outs are made of."""
+        outs = {str(out["md5"]) for out in entry["outs"]}
+        return outs <= (self._ask(lambda remote: remote.present(outs)) or set())
+
+    def _download(self, md5s: Iterable[str]) -> None:
+        lacking = [md5 for md5 in md5s if not self._cache.has(md5)]
+        if lacking:
+            with self._console.transfer("fetching") if self._console else contextlib.nullcontext() as show:
+                self._ask(lambda remote: remote.download(lacking, show))
+
+    def _check_saved(self, stage: Any) -> None:
+        """DVC passes over objects that it could not copy, e.g. to a full disk."""
+        lost = [str(out) for out in stage.outs if not self._cache.has(out.hash_info.value)]
+        if lost:
+            free = shutil.disk_usage(self._cache.folder).free
+            raise OSError(f"{lost[0]} did not get into DVC's cache {self._cache.folder} ({free >> 20} MiB free)")
 
     def _stage(self, repo: Any, step: Step, entry: Mapping[str, Any]) -> Any:
         names: dict[str, list[str]] = {"out": [], "metric": [], "plot": []}
