@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from sdbuild.build.project import Project
 from sdbuild.console import Console
-from sdbuild.errors import DataError, InputError, Problem, UsageError
+from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.plan.compile import plan
-from sdbuild.recipe.load import load_project
+from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Inputs
 
@@ -40,44 +41,58 @@ class _Quiet:
 
 
 def check_project(project: Project, names: Sequence[str], console: Console) -> Iterator[str]:
-    """Check some recipes of a project, or all: a line for each that is right.
+    """Check some recipes or variants of a project, or all: a line for each that is right.
+
+    Variants that read pictures and captions alike are looked at once.
 
     Raises:
         InputError: with everything that is wrong in any of them.
         UsageError: there is no such recipe.
     """
-    recipes = {recipe.name: recipe for recipe in load_project(project.root)}
-    for name in names:
-        if name not in recipes:
-            near = difflib.get_close_matches(name, recipes, n=1)
-            raise UsageError(f"no recipe {name}{f' (did you mean {near[0]}?)' if near else ''} in recipes/")
+    recipes = load_project(project.root)
     if not recipes:
         yield "there are no recipes in recipes/"
     problems: dict[Problem, None] = {}
-    for name in names or recipes:
-        pictures, found = _check_data(project, recipes[name], console)
+    for group, members in groupby(choose(recipes, names) if names else recipes, key=lambda recipe: recipe.group):
+        variants = list(members)
+        pictures, found = _check_variants(project, variants, console)
         problems.update(dict.fromkeys(found))
         if not found:
-            yield f"recipes/{name}.yaml is right: {pictures} pictures"
+            counted = f", {len(variants)} variants" if len(variants) > 1 else ""
+            yield f"recipes/{group}.yaml is right: {pictures} pictures{counted}"
     if problems:
         raise InputError(problems)
 
 
-def _check_data(project: Project, recipe: Recipe, console: Console) -> tuple[int, list[Problem]]:
+def _check_variants(project: Project, variants: Sequence[Recipe], console: Console) -> tuple[str, list[Problem]]:
+    """Number of pictures, from least to most, and all problems of some variants."""
+    checked: dict[str, tuple[int, list[Problem]]] = {}
+    for recipe in variants:
+        specs: Mapping[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
+        read = json.dumps([specs["images"], specs["captions"]])
+        if read not in checked:
+            checked[read] = _check_data(project, recipe.name, specs, console)
+    counts = sorted({pictures for pictures, _ in checked.values()})
+    shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return shown, [problem for _, found in checked.values() for problem in found]
+
+
+def _check_data(
+    project: Project, name: str, specs: Mapping[str, Mapping[str, Any]], console: Console
+) -> tuple[int, list[Problem]]:
     """Run the steps that read pictures and captions into a folder that is thrown away; the pictures and all problems.
 
     Where pictures are broken, captions are checked on the others.
     """
-    specs: Mapping[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
     problems: list[Problem] = []
     with tempfile.TemporaryDirectory(prefix="sdbuild-check-") as folder:
         out = Path(folder)
         context = _Quiet(
             items=project.items,
             scratch=out / "scratch",
-            previous=project.root / "build" / recipe.name,
+            previous=project.root / "build" / name,
             console=console,
-            recipe=recipe.name,
+            recipe=name,
         )
         context.scratch.mkdir()
         total = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,6 @@ class Compiled:
         self._steps = {
             name: plan_resolved(name, resolved, self._bases[name]) for name, resolved in self._resolved.items()
         }
-
-    @property
-    def recipes(self) -> Iterable[str]:
-        """Names of the recipes."""
-        return self._resolved.keys()
 
     @property
     def steps(self) -> list[Step]:

@@ -16,6 +16,7 @@ from sdbuild.build.reasons import flat
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
 from sdbuild.recipe.load import load_project
+from sdbuild.recipe.names import group_of
 
 
 def forecast(project: Project) -> list[dict[str, Any]]:
@@ -33,7 +34,8 @@ def explain(project: Project, name: str) -> list[str]:
     """
     with _engine(project) as engine:
         if name not in engine.steps:
-            near = difflib.get_close_matches(name, engine.steps, n=1)
+            same = [step.name for step in engine.steps.values() if f"{group_of(step.recipe)}:{step.kind}" == name]
+            near = difflib.get_close_matches(name, engine.steps, n=1) or same
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UsageError(f"no step {name}{hint}; `doit list --all` shows them")
         verdict = engine.oracle.judge(name)

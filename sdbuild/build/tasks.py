@@ -6,7 +6,8 @@ import atexit
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_project, recipe_files
+from sdbuild.recipe.models import Recipe
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -132,7 +134,7 @@ def doit_config(root: Path) -> dict[str, Any]:
 
 
 def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
-    """doit's tasks of a project: a group a recipe, a task a step.
+    """doit's tasks of a project: a task a step, a group of them a recipe or variant, and of these one a matrix.
 
     Exits with 2 and one message if recipes are wrong.
     """
@@ -141,7 +143,8 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
     project = Project(root.resolve())
     project.private.mkdir(exist_ok=True)
     try:
-        _engine = Engine(project, load_project(project.root), console)
+        recipes = load_project(project.root)
+        _engine = Engine(project, recipes, console)
     except SdbuildError as error:
         console.error(str(error))
         raise SystemExit(error.exit_code) from None
@@ -149,10 +152,25 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
         _engine.prepare()  # no task will
     atexit.register(_engine.close)
     sys.excepthook = _without_traceback
-    for recipe in _engine.compiled.recipes:
-        yield {"basename": recipe, "name": None, "doc": f"adapter and samples of recipes/{recipe}.yaml"}
+    for recipe in recipes:
+        yield {"basename": recipe.name, "name": None, "doc": _doc(recipe)}
+    cleaned: set[str] = set()
     for step in _engine.steps.values():
-        yield _task(_engine, step)
+        yield _task(_engine, step, cleaned)
+    for group, variants in groupby((recipe for recipe in recipes if recipe.varied), key=lambda recipe: recipe.group):
+        names = [recipe.name for recipe in variants]
+        yield {
+            "basename": group,
+            "actions": None,
+            "task_dep": names,
+            "doc": f"all {len(names)} variants of recipes/{group}.yaml",
+            "clean": [(_clean, (_engine, [step for step in _engine.steps.values() if step.recipe in names], cleaned))],
+        }
+
+
+def _doc(recipe: Recipe) -> str:
+    with_ = f" with {', '.join(f'{key} {value}' for key, value in recipe.varied.items())}" if recipe.varied else ""
+    return f"adapter and samples of recipes/{recipe.group}.yaml{with_}"
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -166,7 +184,7 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
     os._exit(_INTERRUPTED)
 
 
-def _task(engine: Engine, step: Step) -> dict[str, Any]:
+def _task(engine: Engine, step: Step, cleaned: set[str]) -> dict[str, Any]:
     fresh = Fresh(engine, step)
     producers = (engine.oracle.producers.get(dep.path) for dep in step.deps)
     return {
@@ -176,15 +194,16 @@ def _task(engine: Engine, step: Step) -> dict[str, Any]:
         "actions": [Build(engine, step, fresh)],
         "uptodate": [fresh],
         "task_dep": list(dict.fromkeys(producer.name for producer in producers if producer)),
-        "clean": [(_clean, (engine, step))],
+        "clean": [(_clean, (engine, [step], cleaned))],
     }
 
 
-def _clean(engine: Engine, step: Step, dryrun: bool) -> None:
-    """Remove the outs of a step; the next build brings them back from the cache."""
-    for out in step.outs:
+def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: bool) -> None:
+    """Remove the outs of steps, of each once; the next build brings them back from the cache."""
+    for out in (out for step in steps for out in step.outs):
         path = engine.project.root / out.path
-        if path.exists():
+        if path.exists() and out.path not in cleaned:
+            cleaned.add(out.path)
             engine.console.say(f"{'would remove' if dryrun else 'removing'} {out.path}")
             if dryrun:
                 continue
