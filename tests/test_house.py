@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "steps": LIGHT | {"recipe", "data", "families", "methods", "training", "sampling"},
     "build": LIGHT | {"console", "recipe", "plan", "data", "families", "steps"},
     "scaffold": LIGHT | {"console", "build"},
-    "report": LIGHT | {"recipe", "plan", "data", "build", "families"},
+    "report": LIGHT | {"console", "recipe", "plan", "data", "build", "families"},
     "commands": LIGHT | {"console", "recipe", "plan", "build", "report", "scaffold"},
     "cli": LIGHT | {"console", "commands"},
     "__main__": {"cli"},

@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
 def _log(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.report.log import COLUMNS, log
 
-    found = log(find_project(), options.recipe, options.number)
+    found = log(find_project(), options.recipe, options.number, None if options.json else console)
     if options.json:
         console.say(json.dumps({"states": [each.to_json() for each in found]}, ensure_ascii=False, indent=1))
     elif found:
@@ -49,7 +49,7 @@ def _log(options: argparse.Namespace, console: Console) -> int:
 def _diff(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.report.diff import diff
 
-    found = diff(find_project(), options.old, options.new, options.recipe)
+    found = diff(find_project(), options.old, options.new, options.recipe, None if options.json else console)
     if options.json:
         console.say(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
         return 0
@@ -80,7 +80,7 @@ def _why_file(options: argparse.Namespace, console: Console) -> int:
         if options.project is not None:
             raise
         project = None
-    for line in provenance(file, project):
+    for line in provenance(file, project, console):
         console.say(line)
     return 0
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Revisions
-from sdbuild.errors import RecipeError
+from sdbuild.console import Console
+from sdbuild.errors import InputError
 from sdbuild.recipe.load import load_project
 from sdbuild.recipe.names import group_of
 from sdbuild.report.difference import Difference, contents, difference, same
@@ -66,8 +67,10 @@ class Diff:
         }
 
 
-def diff(project: Project, old: str, new: str | None, recipes: Sequence[str]) -> Diff:
+def diff(project: Project, old: str, new: str | None, recipes: Sequence[str], console: Console | None) -> Diff:
     """Compare two revisions, or one with what was last built here (`new` None), in all recipes or some.
+
+    A console is told when the remote is in trouble.
 
     Raises:
         UsageError: there is no git, revision or recipe of a name.
@@ -86,7 +89,7 @@ def diff(project: Project, old: str, new: str | None, recipes: Sequence[str]) ->
             if not recipes or name in recipes or group_of(name) in recipes
         ]
         differing = [(one, other) for one, other in pairs if not same(one, other)]
-        objects = Objects(project)
+        objects = Objects(project, console)
         objects.want(md5 for one, other in differing for md5 in (*contents(one, other), *_samples(one, other)))
         objects.want(_grid(objects, md5) for one, other in differing for md5 in _samples(one, other))
         compared = [
@@ -130,7 +133,7 @@ def _unbuilt(project: Project, state: State, wanted: Sequence[str]) -> list[str]
     """Recipes that are not what was built last; those that cannot be read are `sdbuild check`'s."""
     try:
         recipes = load_project(project.root)
-    except RecipeError:
+    except InputError:
         return []
     return [
         recipe.name

@@ -39,10 +39,11 @@ def draw_beside(left: Path, right: Path, labels: tuple[str, str], target: Path) 
     top = PAD + TEXT + PAD
     width = sum(picture.width for picture in pictures) + 3 * PAD
     beside = Image.new("RGB", (width, top + max(picture.height for picture in pictures) + PAD), "white")
-    pen = ImageDraw.Draw(beside)
     x = PAD
     for picture, label in zip(pictures, labels, strict=True):
-        pen.text((x, PAD), label, fill="black", font=font)
+        title = Image.new("RGB", (picture.width, TEXT + PAD), "white")  # a long label ends where its picture does
+        ImageDraw.Draw(title).text((0, 0), label, fill="black", font=font)
+        beside.paste(title, (x, PAD))
         beside.paste(picture, (x, top))
         x += picture.width + PAD
     content = io.BytesIO()

@@ -52,6 +52,8 @@ def read_header(path: Path) -> Header:
         header, end = _parsed(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise _wrong(path, "is no safetensors file, or damaged: its header cannot be read") from None
+    if header.numbers > 8 * size >= 8 * (8 + length + end):
+        raise _wrong(path, "is damaged: its header names more numbers than there are bits")
     if size < 8 + length + end:
         raise _wrong(path, f"is cut off: it has {size} of {8 + length + end} bytes; copy it again")
     return header

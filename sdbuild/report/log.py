@@ -10,6 +10,7 @@ from typing import Any
 
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Commit, Revisions
+from sdbuild.console import Console
 from sdbuild.recipe.names import group_of
 from sdbuild.report.difference import Difference, contents, difference, same
 from sdbuild.report.objects import Objects
@@ -51,13 +52,14 @@ class Built:
         }
 
 
-def log(project: Project, recipe: str | None, number: int | None) -> list[Built]:
+def log(project: Project, recipe: str | None, number: int | None, console: Console | None) -> list[Built]:
     """The states of one recipe (with the variants of its matrix) or of all, newest first.
 
     Args:
         project: under git.
         recipe: name of a recipe or variant.
         number: of states at most.
+        console: is told when the remote is in trouble.
 
     Raises:
         UsageError: there is no git, or no state has such a recipe.
@@ -68,7 +70,7 @@ def log(project: Project, recipe: str | None, number: int | None) -> list[Built]
         found = list(islice(_changed(states, recipe, seen), number))
         if recipe is not None and not found:
             refuse_unknown(recipe, seen, "in the history of this branch")
-        objects = Objects(project)
+        objects = Objects(project, console)
         objects.want(md5 for _, old, new in found for md5 in contents(old, new))
         return [Built(commit=commit, difference=difference(old, new, objects)) for commit, old, new in found]
 

@@ -12,16 +12,18 @@ from typing import Any
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.lockfile import LockFile
 from sdbuild.build.project import Project
+from sdbuild.console import Console
 from sdbuild.data.records import read_captions, read_images
 from sdbuild.errors import DataError
 from sdbuild.report.changes import Picture
 
 
 class Objects:
-    """Content by MD5."""
+    """Content by MD5; a console is told when the remote is in trouble."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, console: Console | None = None) -> None:
         self._project = project
+        self._console = console
         self._cache = LocalCache(project)
         self._wanted: set[str] = set()
         self.pictures = lru_cache(maxsize=8)(self._pictures)  # those of a state are compared with the next one's
@@ -34,7 +36,7 @@ class Objects:
             return
         from sdbuild.build.history import History
 
-        history = History(self._project, LockFile(self._project), ())
+        history = History(self._project, LockFile(self._project), (), self._console)
         try:
             history.fetch(absent)
         finally:

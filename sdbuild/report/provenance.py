@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
 from sdbuild.build.revisions import Revisions
+from sdbuild.console import Console
 from sdbuild.errors import DataError, UsageError
 from sdbuild.families.digest import base_digest, md5_file
 from sdbuild.families.locate import BASES, embedded
@@ -42,8 +43,8 @@ class Origin:
     """The state's `recipe.json` says what `dvc.lock` was built from, so a build finds nothing to do there."""
 
 
-def provenance(file: Path, project: Project | None) -> Iterator[str]:
-    """Lines on a file; a project's history is searched where there is one.
+def provenance(file: Path, project: Project | None, console: Console | None = None) -> Iterator[str]:
+    """Lines on a file; a project's history is searched where there is one, and its remote if it takes that.
 
     Raises:
         DataError: it is no whole safetensors file.
@@ -58,14 +59,14 @@ def provenance(file: Path, project: Project | None) -> Iterator[str]:
         return
     try:
         with Revisions(project.root) as revisions:
-            yield from _placed(project, revisions, file, _spec(header))
+            objects = Objects(project, console)
+            yield from _placed(project, revisions, objects, file, _spec(header))
     except UsageError as error:
         yield f"its commit is not known: {error}"
 
 
-def find_origin(project: Project, revisions: Revisions, md5: str, spec: Any) -> Origin | None:
+def find_origin(states: States, objects: Objects, md5: str, spec: Any) -> Origin | None:
     """The first state of any branch that made a file with this MD5, or else was built from this spec of training."""
-    states, objects = States(project, revisions), Objects(project)
     built: dict[tuple[str, str, bool], tuple[State, Record]] = {}
     commits = (states.state(commit) for commit in reversed(states.commits(everywhere=True)))
     for state in (*commits, states.working()):
@@ -102,7 +103,8 @@ def _described(name: str, header: Header) -> Iterator[str]:
     said = header.metadata
     numbers = f"{header.tensors} tensors with {header.numbers:,} numbers ({', '.join(header.dtypes)})"
     if "sdbuild.recipe" not in said:
-        yield f"{plain(name)} was not made by sdbuild"
+        ours = said.get("format", "").startswith("sdbuild-")
+        yield f"{plain(name)} {'holds latents or texts of sdbuild, no adapter' if ours else 'was not made by sdbuild'}"
         yield f"  {numbers}"
         yield from (f"  {plain(key)}: {_cut(plain(said[key]))}" for key in sorted(said))
         if not said:
@@ -134,8 +136,9 @@ def _described(name: str, header: Header) -> Iterator[str]:
     yield from (f"  {plain(key)}: {_cut(value(found))}" for key, found in flat(shown).items())
 
 
-def _placed(project: Project, revisions: Revisions, file: Path, spec: Any) -> Iterator[str]:
-    origin = find_origin(project, revisions, md5_file(file), spec)
+def _placed(project: Project, revisions: Revisions, objects: Objects, file: Path, spec: Any) -> Iterator[str]:
+    states = States(project, revisions)
+    origin = find_origin(states, objects, md5_file(file), spec)
     if origin is None:
         yield "no commit of this project made it; `git fetch --all` brings branches and tags of other clones"
         return
@@ -154,7 +157,7 @@ def _placed(project: Project, revisions: Revisions, file: Path, spec: Any) -> It
     folders = [row["path"] for row in (record.compiled.get("recipe") or {}).get("datasets", ())]
     if folders:
         yield f"  datasets: {plain(', '.join(folders))}"
-    now = States(project, revisions).working().records.get(record.recipe)
+    now = states.working().records.get(record.recipe)
     if now is None:
         yield f"  the recipe {record.recipe} is not built here now"
     else:

@@ -1,0 +1,156 @@
+"""`sdbuild log` through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Work, environment
+from tests.report.conftest import CATS
+
+
+def states(work: Work, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(work.sdbuild("log", "--json", *arguments).out)["states"]
+    return found
+
+
+def test_each_state_with_what_changed(told: Work) -> None:
+    shown = told.sdbuild("log").out
+    head, first = told.git("log", "--format=%h").out.split()
+    for words in (
+        "Slower\\x1b[31m",
+        "pictures +1 ~1 (1 renamed)",
+        "captions ~1",
+        "train.learning_rate: 0.001 -> 0.0005",
+        "validation_loss.adapter: 0.",
+        "first built",
+        "pictures +4",
+    ):
+        assert words in shown
+    assert shown.index(head) < shown.index("captions ~1") < shown.index(first) < shown.index("first built")
+    assert "\x1b" not in shown
+    assert "not committed" not in shown
+
+    newer, older = states(told, "cat")
+    assert newer["author"] == "A"
+    assert newer["commit"] == told.git("rev-parse", "HEAD").out.strip()
+    assert newer["changes"]["pictures"] == {
+        "added": [f"{CATS}/new.png"],
+        "removed": [],
+        "changed": [f"{CATS}/0001.png"],
+        "renamed": [[f"{CATS}/0003.png", f"{CATS}/moved.png"]],
+    }
+    [caption] = newer["changes"]["captions"]
+    assert caption["path"] == f"{CATS}/0000.png"
+    assert caption["old"] == "sks a red cat"
+    assert newer["changes"]["settings"] == {"train.learning_rate": {"old": 0.001, "new": 0.0005}}
+    assert newer["changes"]["metrics"]["pictures"] == {"old": 3, "new": 4}
+    assert newer["metrics"] == json.loads(told.read("build/cat/metrics.json"))
+    assert older["changes"]["event"] == "added"
+    assert older["metrics"]["steps"] == 4
+
+
+def test_what_is_not_a_change_is_not_listed(told: Work) -> None:
+    told.write("notes.md", "words")
+    told.write("dvc.lock", told.read("dvc.lock") + b"# a comment\n")
+    told.git("add", ".")
+    told.git("commit", "--quiet", "-m", "Notes")
+    assert [state["subject"] for state in states(told)] == ["Slower\x1b[31m", "Build"]
+    assert len(states(told, "-n", "1")) == 1
+    assert "0 is less than 1" in told.sdbuild("log", "-n", "0", code=3).err
+
+
+def test_states_that_are_not_committed_merges_and_ends(told: Work) -> None:
+    """What another build left in `dvc.lock` counts, whoever wrote it."""
+    lock = told.read("dvc.lock")
+    other = lock.replace(b"build/cat/", b"build/dog/").replace(b"step cat:", b"step dog:").replace(b"cat-", b"dog-")
+    other = other.split(b"stages:\n", 1)[1]
+    told.git("switch", "--quiet", "--create", "dogs")
+    told.write("dvc.lock", lock + other)
+    told.git("commit", "--quiet", "--all", "-m", "Dog")
+    told.git("switch", "--quiet", "main")
+    told.write("dvc.lock", b"schema: '2.0'\nstages: {}\n")
+    assert [state["changes"]["event"] for state in states(told)][:1] == ["removed"]
+    assert "not committed" in told.sdbuild("log", "cat").out
+    told.git("commit", "--quiet", "--all", "-m", "No cat")
+    told.git("merge", "--quiet", "--strategy=ours", "-m", "Ours", "dogs")
+    told.write("dvc.lock", b"schema: '2.0'\nstages:\n" + other)
+    told.git("commit", "--quiet", "--all", "--amend", "-m", "Both")
+    found = [(state["subject"], state["changes"]["recipe"], state["changes"]["event"]) for state in states(told)]
+    assert ("Dog", "dog", "added") in found
+    assert ("No cat", "cat", "removed") in found
+    assert "Both" not in [subject for subject, *_ in found]
+    assert {recipe for _, recipe, _ in found} == {"cat", "dog"}
+
+
+def test_a_recipe_that_never_was(built: Work) -> None:
+    assert (
+        built.sdbuild("log", "cta", code=3).err == "no recipe cta in the history of this branch (did you mean cat?)\n"
+    )
+
+
+def test_objects_that_are_not_here(told: Work) -> None:
+    shutil.rmtree(told.root / ".dvc/cache/files")
+    shown = told.sdbuild("log").out
+    assert "not here: images.jsonl, metrics.json; `sdbuild pull` brings it" in shown
+    assert "train.learning_rate: 0.001 -> 0.0005" in shown
+    newest = states(told)[0]
+    assert newest["changes"]["pictures"] is None
+    assert newest["changes"]["captions"] is None
+    assert newest["metrics"] is None
+
+
+def test_small_objects_are_fetched_from_the_remote(told: Work, tmp_path: Path) -> None:
+    told.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    shutil.copytree(told.root / ".dvc/cache/files", tmp_path / "store/files")
+    shutil.rmtree(told.root / ".dvc/cache/files")
+    assert "pictures +1 ~1 (1 renamed)" in told.sdbuild("log").out
+    kept = [path for path in (told.root / ".dvc/cache/files").rglob("*") if path.is_file()]
+    assert 0 < len(kept) <= 6, "only what is told of"
+    shutil.rmtree(tmp_path / "store")
+    shutil.rmtree(told.root / ".dvc/cache/files")
+    shown = told.sdbuild("log").out
+    assert shown.count("warning: ") == 1, "of the remote that is gone"
+    assert "not here" in shown
+    assert len(states(told)) == 2
+
+
+def test_a_project_in_a_folder_of_a_repository(built: Work, tmp_path: Path) -> None:
+    outer = Work(tmp_path / "outer")
+    outer.root.mkdir()
+    shutil.move(built.root / ".git", outer.root / ".git")
+    shutil.move(built.root, outer.root / "inner")
+    outer.git("add", "--all")
+    outer.git("commit", "--quiet", "-m", "Moved")
+    inner = Work(outer.root / "inner")
+    [state] = states(inner)
+    assert state["subject"] == "Moved"
+    assert state["changes"]["pictures"]["added"][0] == f"{CATS}/0000.png"
+
+
+def test_without_git_and_without_commits(work: Work) -> None:
+    assert "nothing was built yet" in work.sdbuild("log").out
+    assert "nothing is committed yet" in work.sdbuild("diff", code=3).err
+    shutil.rmtree(work.root / ".git")
+    for command in (("log",), ("diff",)):
+        assert "is not under git" in work.sdbuild(*command, code=3).err
+
+
+def test_history_is_light(told: Work) -> None:
+    script = (
+        "from sdbuild.cli import main\nimport sys\nfor words in (['log'], ['diff', 'HEAD~1'], ['why', sys.argv[1]]):"
+    )
+    script += "\n    assert main(words) == 0\nprint('HEAVY', sorted({'torch', 'dvc', 'diffusers'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "build/cat/adapter/cat.safetensors"],
+        cwd=told.root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout + done.stderr
