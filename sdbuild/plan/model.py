@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -96,8 +97,8 @@ class Step:
         return {**self.spec, "reads": dict(reads)}
 
     def params(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of the step as DVC records them."""
-        return {self.params_file: {self.params_key: dict(parameters)}}
+        """Parameters of the step as DVC records them, in the order in which it reads them from `params_file`."""
+        return {self.params_file: {self.params_key: json.loads(json.dumps(parameters, sort_keys=True))}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
