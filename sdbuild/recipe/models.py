@@ -92,11 +92,13 @@ class Recipe(Spec):
         return {key: value for key, (value,) in (self.matrix or {}).items()}
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Resolutions have buckets."""
+        """Resolutions have buckets, and what has a learning rate is trained."""
         for index, dataset in enumerate(self.datasets):
             for position, resolution in enumerate(dataset.resolutions or ()):
                 if misfit := self.images.buckets.misfit(resolution):
                     yield f"datasets.{index}.resolutions.{position}", misfit
+        if self.train.learning_rates.text_encoder is not None and not self.method.text_encoder:
+            yield "train.learning_rates.text_encoder", "the text encoder is not trained; set method.text_encoder: true"
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.

@@ -17,23 +17,27 @@ from torch import Tensor
 from sdbuild import families, methods
 from sdbuild.data.items import ShardReader
 from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
-from sdbuild.data.sampler import Sampler
-from sdbuild.errors import DataError, StepError
-from sdbuild.families.contract import DTYPES, Denoiser, Family
+from sdbuild.errors import DataError, Problem, RecipeError, StepError
+from sdbuild.families.contract import DTYPES, Denoiser, Family, FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter
 from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
-from sdbuild.training import metadata
+from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.checkpoint import Checkpoints
+from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Conditions, Encoded, Example, Stored
-from sdbuild.training.inputs import data_digest, read_examples, read_texts
+from sdbuild.training.inputs import data_digest, pictures, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
+from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.state import TrainingState
 from sdbuild.training.tensorfile import content_digest, write_tensors
 from sdbuild.training.validation import Validation
+
+NAMES: Mapping[PredictionType, str] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow": "flow"}
+"""What is predicted, as recipes call it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +68,21 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.base is not None
     settings = Train.model_validate(spec["train"])
     device = PartialState().device
+    optimizers.check(settings.optimizer, device)
     data = read_data(spec, inputs)
-    _warn_of_small_buckets(data.examples, settings.batch, context.warn)
+    sampler = sampler_of(
+        data.examples, spec["datasets"], batch=settings.batch * settings.accumulate, seed=settings.seed
+    )
     family = families.load(inputs.base)
+    _warn_of_small_buckets(sampler.counts, settings, family.vae_factor, context.warn)
     schedule = family.noise_schedule()
+    objective, measured = _objectives(settings, schedule, device)
+    if objective.prediction != schedule.prediction_type:
+        learned, own = (NAMES[kind] for kind in (objective.prediction, schedule.prediction_type))
+        context.warn(f"the base predicts {own} and learns to predict {learned}; samplers must be set to {learned}")
     with _reproducible(device):
         model = _model(family, spec, data, inputs, device)
-        losses_of = _losses(model, Objective.of(schedule, device), DTYPES[settings.precision], device)
+        dtype = DTYPES[settings.precision]
         parts: dict[str, Any] = {
             "latent": Cache(read=ShardReader(inputs.latents).read),
             "scale": family.scale,
@@ -79,17 +91,24 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             "device": device,
         }
         batches = Batches(
-            choose=_order(data.examples, settings),
+            choose=lambda step: [data.examples[index] for index in sampler.batch(step)],
+            size=settings.batch,
             seed=settings.seed,
             caption_dropout=settings.caption_dropout,
+            timestep_of=timesteps.chooser(settings.timesteps.model_dump(), schedule),
+            colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
             **parts,
         )
+        losses_of = _losses(model, objective, dtype, device)
         state = _train(spec, settings, data, model.adapter, batches, losses_of, context)
-        validation = None
-        if data.holdout:
-            measure = Validation(examples=data.holdout, draws=settings.validation_draws, batch=settings.batch, **parts)
-            validation = _validate(measure, model.adapter, losses_of)
-    _write_adapter(out / "adapter", spec, family, data, model.adapter)
+        with state.kept():
+            validation = None
+            if data.holdout:
+                measure = Validation(
+                    examples=data.holdout, draws=settings.validation_draws, batch=settings.batch, **parts
+                )
+                validation = _validate(measure, model.adapter, _losses(model, measured, dtype, device))
+            _write_adapter(out / "adapter", spec, family, data, model.adapter, objective.prediction)
     _write_figures(out, settings, data, state, validation)
     return Items(total=settings.steps, computed=state.computed)
 
@@ -99,7 +118,7 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
     assert inputs.captions is not None
     assert inputs.latents is not None
     captions = read_captions(inputs.captions)
-    examples, holdout = read_examples(captions, inputs.latents, [dataset["repeats"] for dataset in spec["datasets"]])
+    examples, holdout = read_examples(captions, inputs.latents, spec["datasets"])
     if not examples:
         raise DataError("nothing to train on: all pictures are held out; lower `holdout` in the recipe")
     folders = [folder for folder in (inputs.latents, inputs.text) if folder is not None]
@@ -125,13 +144,34 @@ def _model(family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, 
     else:
         assert inputs.text is not None
         keys = read_texts(inputs.text)
-        wanted = {example.text for example in (*data.examples, *data.holdout)}
+        wanted = {text for example in (*data.examples, *data.holdout) for text in example.texts}
         missing = (wanted | {""} if settings.caption_dropout else wanted) - keys.keys()
         if missing:
             raise StepError(f"no text item for {min(missing)!r}; build the text step again")
         conditions = Stored(item=Cache(read=ShardReader(inputs.text).read), keys=keys, device=device)
     adapter = methods.load(method["kind"]).inject(modules, method, seed=settings.seed)
     return Model(denoiser=denoiser, adapter=adapter, conditions=conditions)
+
+
+def _objectives(settings: Train, schedule: Schedule, device: torch.device) -> tuple[Objective, Objective]:
+    """Return the objective to train with, and the plain one to measure with, for any recipe on this base alike.
+
+    Raises:
+        RecipeError: settings do not go with what is predicted, which may be known from the base only.
+    """
+    kinds = {name: kind for kind, name in NAMES.items()}
+    prediction = schedule.prediction_type if settings.prediction == "base" else kinds[settings.prediction]
+    rules = list(settings.prediction_rules(NAMES[prediction]))
+    if isinstance(schedule, FlowSchedule) and prediction != "flow":
+        rules.append(("prediction", "this base is a flow and predicts nothing else; remove it"))
+    if rules:
+        raise RecipeError(Problem(field=f"train.{key}", message=message) for key, message in rules)
+    plain: dict[str, Any] = {"prediction": prediction, "zero_terminal_snr": settings.noise.zero_terminal_snr}
+    weighting, loss = settings.weighting.model_dump(), settings.loss.model_dump()
+    return (
+        Objective.of(schedule, device, weighting=weighting, loss=loss, **plain),
+        Objective.of(schedule, device, **plain),
+    )
 
 
 def _losses(model: Model, objective: Objective, dtype: torch.dtype, device: torch.device) -> Callable[[Batch], Tensor]:
@@ -141,26 +181,16 @@ def _losses(model: Model, objective: Objective, dtype: torch.dtype, device: torc
 
     def losses_of(batch: Batch) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=mixed):
-            noisy = objective.noisy(batch.x, batch.noise, batch.timesteps)
+            noisy = objective.noisy(batch.x, batch.shown, batch.timesteps)
             condition = {
                 name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                 for name, tensor in batch.condition.items()
             }
             prediction = predict(noisy.to(dtype), batch.timesteps, condition)
-        return objective.losses(prediction, batch.x, batch.noise, batch.timesteps)
+        losses = objective.losses(prediction, batch.x, batch.noise, batch.timesteps, batch.mask)
+        return losses if batch.weights is None else losses * batch.weights
 
     return losses_of
-
-
-def _order(examples: Sequence[Example], settings: Train) -> Callable[[int], list[Example]]:
-    sampler = Sampler(
-        [example.key for example in examples],
-        [example.shape for example in examples],
-        batch=settings.batch,
-        seed=settings.seed,
-        repeats=[example.repeats for example in examples],
-    )
-    return lambda step: [examples[index] for index in sampler.batch(step)]
 
 
 def _train(
@@ -172,15 +202,21 @@ def _train(
     losses_of: Callable[[Batch], Tensor],
     context: Context,
 ) -> TrainingState:
-    parameters = [parameter for _, parameter in adapter.parameters()]
+    groups = optimizers.group(
+        adapter.parameters(),
+        learning_rate=settings.learning_rate,
+        second_factor=settings.lora_plus_ratio,
+        **settings.learning_rates.model_dump(),
+    )
     state = TrainingState(
         adapter=adapter,
-        optimizer=OPTIMIZERS[settings.optimizer](parameters, settings.learning_rate, settings.weight_decay),
+        optimizer=OPTIMIZERS[settings.optimizer](groups, settings.learning_rate, settings.weight_decay),
+        average=Average(adapter.state(), settings.ema.decay) if settings.ema else None,
     )
     plan = Plan(
         steps=settings.steps,
         rate_of=_rate_of(settings),
-        losses_of=lambda step: losses_of(batches(step)),
+        losses_of=lambda step: map(losses_of, batches(step)),
         names_of=batches.names,
         seed=settings.seed,
         clip=settings.clip,
@@ -204,6 +240,8 @@ def _rate_of(settings: Train) -> Callable[[int], float]:
         learning_rate=settings.learning_rate,
         steps=settings.steps,
         warmup=settings.warmup,
+        power=settings.power,
+        cycles=settings.cycles,
     )
 
 
@@ -213,17 +251,23 @@ def _validate(measure: Validation, adapter: Adapter, losses_of: Callable[[Batch]
     return {"base": base, "adapter": measure(losses_of)}
 
 
-def _write_adapter(folder: Path, spec: Mapping[str, Any], family: Family, data: Data, adapter: Adapter) -> None:
+def _write_adapter(
+    folder: Path,
+    spec: Mapping[str, Any],
+    family: Family,
+    data: Data,
+    adapter: Adapter,
+    prediction_type: PredictionType,
+) -> None:
     folder.mkdir()
     shape, _ = Counter(example.shape for example in data.examples).most_common(1)[0]
     resolution = f"{shape[-1] * family.vae_factor}x{shape[-2] * family.vae_factor}"
-    prediction_type = family.noise_schedule().prediction_type
     header = {
         "format": "pt",
         **metadata.modelspec(family, name=spec["name"], prediction_type=prediction_type, resolution=resolution),
         **metadata.kohya(family, spec, data.examples, data.captions),
         **adapter.summary(),
-        **metadata.lineage(spec, data=data.digest, pictures=len(data.examples), holdout=len(data.holdout)),
+        **metadata.lineage(spec, data=data.digest, pictures=pictures(data.examples), holdout=pictures(data.holdout)),
     }
     for name, tensors in adapter.export(family.key_map, spec["name"]).items():
         digest = {"modelspec.hash_sha256": f"0x{content_digest(tensors)}"}
@@ -238,8 +282,8 @@ def _write_figures(
         "train_loss": sum(last) / len(last),
         "validation_loss": validation,
         "steps": state.step,
-        "pictures": len(data.examples),
-        "holdout": len(data.holdout),
+        "pictures": pictures(data.examples),
+        "holdout": pictures(data.holdout),
         "skipped": data.skipped,
         "seconds": round(state.seconds, 3),
     }
@@ -249,14 +293,17 @@ def _write_figures(
     (out / "loss.csv").write_text("step,loss,learning_rate\n" + "".join(rows), encoding="utf-8", newline="\n")
 
 
-def _warn_of_small_buckets(examples: Sequence[Example], batch: int, warn: Callable[[str], None]) -> None:
-    counts: Counter[tuple[int, ...]] = Counter()
-    for example in examples:
-        counts[example.shape] += example.repeats
-    small = sum(count < batch for count in counts.values())
+def _warn_of_small_buckets(
+    counts: Mapping[Any, float], settings: Train, factor: int, warn: Callable[[str], None]
+) -> None:
+    batch = settings.batch * settings.accumulate
+    setting = f"train.batch {settings.batch}" + (f" x {settings.accumulate}" if settings.accumulate > 1 else "")
+    small = {shape: count for shape, count in counts.items() if count < batch}
     if small:
-        what = f"{small} of {len(counts)} buckets have" if len(counts) > 1 else "the data has"
-        warn(f"{what} fewer pictures than train.batch {batch}; batches are smaller there")
+        shape = min(small, key=lambda shape: (small[shape], shape))
+        least = f"{shape[-1] * factor}×{shape[-2] * factor} with {small[shape]:.3g}"
+        what = f"{len(small)} of {len(counts)} buckets have" if len(counts) > 1 else "the data has"
+        warn(f"{what} fewer pictures in a pass than {setting} ({least}); batches are smaller there")
 
 
 @contextmanager

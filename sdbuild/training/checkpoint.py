@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sdbuild.training.tensorfile import content_digest, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 SHARE = 0.01
 """Largest share of the time that checkpoints may take; they are put off when the disk is slow or steps are quick."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sdbuild.training.randomness import draw
+from sdbuild.data.sampler import derive
+from sdbuild.training.noise import WHITE, Chance, Colour
+from sdbuild.training.randomness import Draw, draw, generator, uniform
 
 CACHE_BYTES = 1_000_000_000
 """Items are kept in memory up to this; the others are read when they are needed."""
@@ -23,31 +26,50 @@ class Example:
     """Names the record in random draws."""
     digest: str
     """Of its pixels."""
+    dataset: int
+    """Index in the recipe's list of datasets."""
     text: str
+    """Its first caption."""
+    texts: tuple[str, ...]
+    """What it may be seen with, each as likely as the others."""
     latents: tuple[str, ...]
     """Keys of its latent and of the latent's variants."""
     shape: tuple[int, ...]
     """Of the latent, [C, h, w]; a batch holds one shape."""
     repeats: int = 1
+    mask_minimum: float = 0.0
+    """Weight of what its mask leaves out."""
+    weight: float = 1.0
+    """Of its loss: below 1 for pictures that only keep what the base knows (DreamBooth, Ruiz et al. 2023, eq. 2)."""
 
     @property
     def name(self) -> str:
         """What to call it in a message."""
         return f"{self.text!r} ({self.digest[:12]})"
 
+    def text_at(self, seed: int, step: int, key: str) -> str:
+        """Return what it is seen with in a step, as the record `key` of its batch."""
+        if len(self.texts) == 1:
+            return self.texts[0]
+        return self.texts[derive(seed, step, key, "caption") * len(self.texts) >> 64]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """The inputs of one step, on the device that trains."""
+    """Inputs that are computed at once, on the device that trains."""
 
     x: Tensor
     """Scaled latents, float32 [B, C, h, w]."""
     noise: Tensor
-    """Like `x`."""
+    """Like `x`; what the denoiser has to find."""
+    shown: Tensor
+    """Like `x`; the noise in what the denoiser sees."""
     timesteps: Tensor
     """int64 [B]."""
     condition: Mapping[str, Tensor]
     """Each [B, …]."""
+    weights: Tensor | None = None
+    """Of the records' losses, [B]; all 1 without."""
     mask: Tensor | None = None
     """Weight of each place of the latent in the loss, float32 [B, 1, h, w] in [0, 1]; None where all of it counts."""
 
@@ -118,10 +140,12 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batches:
-    """Makes a step's batch, as a function of seed and step."""
+    """Makes a step's batches, as a function of seed and step."""
 
     choose: Callable[[int], Sequence[Example]]
     """The records of a step."""
+    size: int
+    """Records in a batch, at most."""
     latent: Callable[[str], Mapping[str, Tensor]]
     """Reads the latent item of a key."""
     scale: Callable[[Tensor], Tensor]
@@ -131,10 +155,20 @@ class Batches:
     timesteps: int
     caption_dropout: float
     device: torch.device
+    timestep_of: Callable[[float], int] | None = None
+    """Timestep that a uniform number stands for; without it all are as likely."""
+    colour: Colour = WHITE
 
-    def __call__(self, step: int) -> Batch:
-        """Assemble the batch on the CPU and send it to the device."""
+    def __call__(self, step: int) -> Iterator[Batch]:
+        """Yield the step's records, `size` at a time, in the order chosen."""
         examples = self.choose(step)
+        keys = distinct(example.key for example in examples)
+        for start in range(0, len(keys), self.size):
+            part = slice(start, start + self.size)
+            yield self._batch(step, keys[part], examples[part])
+
+    def _batch(self, step: int, keys: Sequence[str], examples: Sequence[Example]) -> Batch:
+        """Assemble a batch on the CPU and send it to the device."""
         draws = [
             draw(
                 self.seed,
@@ -144,24 +178,58 @@ class Batches:
                 timesteps=self.timesteps,
                 caption_dropout=self.caption_dropout,
             )
-            for key, example in zip(distinct(example.key for example in examples), examples, strict=True)
+            for key, example in zip(keys, examples, strict=True)
         ]
         pairs = list(zip(examples, draws, strict=True))
         items = [self.latent(example.latents[int(drawn.variant * len(example.latents))]) for example, drawn in pairs]
+        chances = [partial(generator, self.seed, step, key) for key in keys]
+        noise = [self.colour.target(drawn.noise, chance) for drawn, chance in zip(draws, chances, strict=True)]
+        shown = [self.colour.shown(target, chance) for target, chance in zip(noise, chances, strict=True)]
         mean, logvar = (torch.stack([item[name] for item in items]) for name in ("mean", "logvar"))
         # Kingma and Welling 2014, section 2.4: z = mean + sigma * noise. Diffusers clamps the log-variance alike.
         x = mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * torch.stack([drawn.latent for drawn in draws])
-        texts = ["" if drawn.without_caption else example.text for example, drawn in pairs]
+        texts = [
+            "" if drawn.without_caption else example.text_at(self.seed, step, key)
+            for key, (example, drawn) in zip(keys, pairs, strict=True)
+        ]
+        send = partial(Tensor.to, device=self.device, non_blocking=True)
+        sent = send(torch.stack(noise))
         return Batch(
-            x=self.scale(x).to(self.device, non_blocking=True),
-            noise=torch.stack([drawn.noise for drawn in draws]).to(self.device, non_blocking=True),
-            timesteps=torch.tensor([drawn.timestep for drawn in draws]).to(self.device, non_blocking=True),
+            x=send(self.scale(x)),
+            noise=sent,
+            shown=send(torch.stack(shown)) if self.colour.perturbation else sent,
+            timesteps=send(torch.tensor(self._timesteps(draws, chances))),
             condition=self.conditions(texts) | geometry(items, self.device),
+            weights=_weights(examples, self.device),
+            mask=masks(examples, items, self.device),
         )
+
+    def _timesteps(self, draws: Sequence[Draw], chances: Sequence[Chance]) -> list[int]:
+        if self.timestep_of is None:
+            return [drawn.timestep for drawn in draws]
+        return [self.timestep_of(uniform(chance("timestep"))) for chance in chances]
 
     def names(self, step: int) -> list[str]:
         """Return what to call a step's records in a message."""
         return [example.name for example in self.choose(step)]
+
+
+def _weights(examples: Sequence[Example], device: torch.device) -> Tensor | None:
+    weights = [example.weight for example in examples]
+    return None if all(weight == 1 for weight in weights) else torch.tensor(weights).to(device)
+
+
+def masks(examples: Sequence[Example], items: Sequence[Mapping[str, Tensor]], device: torch.device) -> Tensor | None:
+    """Stack the masks [1, h, w] of latent items; one without weighs all places alike."""
+    if not any("mask" in item for item in items):
+        return None
+    found = [
+        example.mask_minimum + (1 - example.mask_minimum) * item["mask"]
+        if "mask" in item
+        else torch.ones_like(item["mean"][:1])
+        for example, item in zip(examples, items, strict=True)
+    ]
+    return torch.stack(found).to(device)
 
 
 def geometry(items: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:

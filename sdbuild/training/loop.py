@@ -42,8 +42,8 @@ class Plan:
 
     steps: int
     rate_of: Callable[[int], float]
-    losses_of: Callable[[int], Tensor]
-    """Losses [B] of a step's records, with gradients."""
+    losses_of: Callable[[int], Iterator[Tensor]]
+    """Losses [B] of a step's records, with gradients, a batch at a time."""
     names_of: Callable[[int], Sequence[str]]
     """What to call a step's records in a message."""
     seed: int
@@ -77,14 +77,15 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
 
             # Dropout layers draw from the global generator of their device.
             torch.manual_seed(derive(plan.seed, state.step, "", "modules"))
-            losses = plan.losses_of(state.step)
             state.optimizer.zero_grad(set_to_none=True)
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses = accumulate(plan.losses_of(state.step), len(plan.names_of(state.step)))
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             with uninterrupted():
                 set_rate(state.optimizer, plan.rate_of(state.step))
                 state.optimizer.step()
-                pending.add(losses.detach(), norm)
+                if state.average is not None:
+                    state.average.update(state.adapter.state(), state.step)
+                pending.add(losses, norm)
                 state.step += 1
                 state.computed += 1
             pending.settle(keep=1)
@@ -94,6 +95,15 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         if checkpoints.saved != state.step:
             checkpoints.save(state.snapshot())
         raise
+
+
+def accumulate(batches: Iterator[Tensor], records: int) -> Tensor:
+    """Add up the gradients of the mean loss over all records; return the losses."""
+    parts = []
+    for losses in batches:
+        (losses.sum() / records).backward()  # type: ignore[no-untyped-call]
+        parts.append(losses.detach())
+    return torch.cat(parts)
 
 
 class Clock:

@@ -68,27 +68,48 @@ def kohya(
 ) -> dict[str, str]:
     """Return the usual ``ss_*`` fields; those of the network come from the adapter."""
     train = spec["train"]
+    rates = train["learning_rates"]
+    text_rate = rates["text_encoder"] or train["learning_rate"]
     trained = [record for record in captions if record.split == "train"]
     return {
         "ss_output_name": spec["name"],
         "ss_base_model_version": family.ss_base_model_version,
         "ss_learning_rate": str(train["learning_rate"]),
-        "ss_unet_lr": str(train["learning_rate"]),
-        "ss_text_encoder_lr": str(train["learning_rate"] if spec["method"]["text_encoder"] else 0.0),
+        "ss_unet_lr": str(rates["denoiser"] or train["learning_rate"]),
+        "ss_text_encoder_lr": str(text_rate if spec["method"]["text_encoder"] else 0.0),
         "ss_optimizer": train["optimizer"],
         "ss_lr_scheduler": train["schedule"],
         "ss_lr_warmup_steps": str(train["warmup"]),
         "ss_steps": str(train["steps"]),
         "ss_max_train_steps": str(train["steps"]),
-        "ss_total_batch_size": str(train["batch"]),
+        "ss_total_batch_size": str(train["batch"] * train["accumulate"]),
+        "ss_gradient_accumulation_steps": str(train["accumulate"]),
         "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16"}[train["precision"]],
         "ss_seed": str(train["seed"]),
         "ss_caption_dropout_rate": str(train["caption_dropout"]),
         "ss_max_grad_norm": str(train["clip"] or 0.0),
+        **objective(train),
         "ss_num_train_images": str(sum(example.repeats for example in examples)),
         "ss_num_reg_images": "0",
         "ss_v2": str(family.ss_base_model_version.startswith("sd_v2")),
         "ss_tag_frequency": json.dumps(tag_frequency(trained, spec["datasets"]), ensure_ascii=False),
+    }
+
+
+def objective(train: Mapping[str, Any]) -> dict[str, str]:
+    """Return kohya's fields on what was taught; those of settings that are off say `None`, as his scripts do."""
+    noise, weighting, loss = train["noise"], train["weighting"], train["loss"]
+    return {
+        "ss_noise_offset": str(noise["offset"] or None),
+        "ss_multires_noise_discount": str(noise["pyramid"] or None),
+        "ss_multires_noise_iterations": str(noise["pyramid_levels"] if noise["pyramid"] else None),
+        "ss_ip_noise_gamma": str(noise["perturbation"] or None),
+        "ss_zero_terminal_snr": str(noise["zero_terminal_snr"]),
+        "ss_min_snr_gamma": str(weighting.get("gamma")),
+        "ss_debiased_estimation": str(weighting["kind"] == "debiased"),
+        "ss_loss_type": loss["kind"].replace("-", "_"),
+        "ss_huber_schedule": str(loss.get("schedule")),
+        "ss_huber_c": str(loss.get("delta")),
     }
 
 

@@ -30,6 +30,11 @@ def generator(seed: int, step: int, key: str, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, step, key, purpose))
 
 
+def uniform(chance: torch.Generator) -> float:
+    """Draw a number in [0, 1)."""
+    return float(torch.rand((), generator=chance, dtype=torch.float64))
+
+
 def draw(seed: int, step: int, key: str, *, shape: tuple[int, ...], timesteps: int, caption_dropout: float) -> Draw:
     """Draw for the record `key` in a step; all numbers are drawn, whatever is used of them."""
     chance = generator(seed, step, key, "step")
@@ -47,5 +52,5 @@ def fixed_draw(key: str, index: int, *, shape: tuple[int, ...], timesteps: int, 
     The draws of a record are stratified: the timestep of draw `index` lies in the index-th of `draws` equal parts.
     """
     chance = generator(0, index, key, "validation")
-    share = (index + torch.rand((), generator=chance, dtype=torch.float64).item()) / draws
+    share = (index + uniform(chance)) / draws
     return int(share * timesteps), torch.randn(shape, generator=chance)

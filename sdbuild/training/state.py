@@ -1,7 +1,9 @@
-"""The one named set of what a training resumes from: adapter, optimizer, losses, step and time."""
+"""The one named set of what a training resumes from: adapter, average, optimizer, losses, step and time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sdbuild.methods.contract import Adapter
+from sdbuild.training import moments
 from sdbuild.training.checkpoint import Snapshot
+from sdbuild.training.ema import Average
 
 
 @dataclass(kw_only=True, slots=True)
@@ -19,6 +23,8 @@ class TrainingState:
 
     adapter: Adapter
     optimizer: Optimizer
+    average: Average | None = None
+    """Of the adapter's weights, if that is what is kept."""
     step: int = 0
     """Steps done."""
     computed: int = 0
@@ -30,45 +36,51 @@ class TrainingState:
 
     def snapshot(self) -> Snapshot:
         """Return everything that `restore` needs; tensors are not copied."""
-        tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.state().items()}
+        remembered, values = moments.dump(self.optimizer, self.adapter.parameters())
+        parts = {
+            "adapter": self.adapter.state(),
+            "average": self.average.weights if self.average else {},
+            "optimizer": remembered,
+        }
+        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        states, values = _flatten(self.optimizer.state_dict()["state"])
-        tensors |= states
         return Snapshot(step=self.step, tensors=tensors, values={"optimizer": values, "seconds": self.seconds})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Become the state that the snapshot was taken of."""
-        adapter = {
-            name.removeprefix("adapter/"): tensor
-            for name, tensor in snapshot.tensors.items()
-            if name.startswith("adapter/")
-        }
-        self.adapter.load_state(adapter)
-        groups = self.optimizer.state_dict()["param_groups"]
-        states = _unflatten(snapshot.tensors, snapshot.values["optimizer"])
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.adapter.load_state(_part(snapshot.tensors, "adapter"))
+        if self.average is not None:
+            self.average.load(_part(snapshot.tensors, "average"))
+        remembered = _part(snapshot.tensors, "optimizer")
+        moments.load(self.optimizer, self.adapter.parameters(), remembered, snapshot.values["optimizer"])
         self.step = snapshot.step
         self.losses = snapshot.tensors["losses"].tolist()
         self.seconds = snapshot.values["seconds"]
 
-
-def _flatten(states: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Part an optimizer's state into tensors and JSON-able values, by the parameter's number and the entry's name."""
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    for number, entries in states.items():
-        for name, entry in entries.items():
-            if isinstance(entry, Tensor):
-                tensors[f"optimizer/{number}/{name}"] = entry
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within it, the adapter has the weights that are kept, an average where there is one; then those of before."""
+        optimizer: Any = self.optimizer
+        averages = hasattr(optimizer, "eval")
+        if self.average is None and not averages:
+            yield
+            return
+        before = {name: tensor.clone() for name, tensor in self.adapter.state().items()}
+        modes = [group.get("train_mode") for group in optimizer.param_groups]
+        try:
+            if self.average is not None:
+                self.adapter.load_state(self.average.weights)
             else:
-                values.setdefault(str(number), {})[name] = entry
-    return tensors, values
+                optimizer.eval()
+            yield
+        finally:
+            # Not by the optimizer's own way back, which rounds.
+            self.adapter.load_state(before)
+            for group, mode in zip(optimizer.param_groups, modes, strict=True):
+                if averages:
+                    group["train_mode"] = mode
 
 
-def _unflatten(tensors: Any, values: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    states: dict[int, dict[str, Any]] = {int(number): dict(entries) for number, entries in values.items()}
-    for path, tensor in tensors.items():
-        if path.startswith("optimizer/"):
-            _, number, name = path.split("/", 2)
-            states.setdefault(int(number), {})[name] = tensor
-    return states
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

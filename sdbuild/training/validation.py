@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdbuild.training.examples import Batch, Conditions, Example
+from sdbuild.training.examples import Batch, Conditions, Example, geometry, masks
 from sdbuild.training.randomness import fixed_draw
 
 
@@ -52,10 +52,13 @@ class Validation:
             fixed_draw(example.digest, index, shape=example.shape, timesteps=self.timesteps, draws=self.draws)
             for example, index in pairs
         ]
-        x = torch.stack([self.latent(example.latents[0])["mean"] for example, _ in pairs])
+        items = [self.latent(example.latents[0]) for example, _ in pairs]
+        noise = torch.stack([noise for _, noise in drawn]).to(self.device)
         return Batch(
-            x=self.scale(x).to(self.device),
-            noise=torch.stack([noise for _, noise in drawn]).to(self.device),
+            x=self.scale(torch.stack([item["mean"] for item in items])).to(self.device),
+            noise=noise,
+            shown=noise,
             timesteps=torch.tensor([timestep for timestep, _ in drawn]).to(self.device),
-            condition=self.conditions([example.text for example, _ in pairs]),
+            condition=self.conditions([example.text for example, _ in pairs]) | geometry(items, self.device),
+            mask=masks([example for example, _ in pairs], items, self.device),
         )

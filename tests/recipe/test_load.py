@@ -61,7 +61,10 @@ ONE_LINE = [
     (GOOD + "sample:\n  prompts:\n  - a\n  - 7\n", '6: sample.prompts[1]: must be text, is 7; write it in quotes, "7"'),
     # values
     (GOOD + "train: {schedule: cosin}\n", "3: train.schedule: unknown value 'cosin' (did you mean cosine?)"),
-    (GOOD + "train: {optimizer: 3}\n", "3: train.optimizer: must be one of adamw, adamw-8bit, sgd, is 3"),
+    (
+        GOOD + "train: {schedule: 3}\n",
+        "3: train.schedule: must be one of constant, cosine, linear, polynomial, restarts, is 3",
+    ),
     (GOOD + "train: {precision: half}\n", "3: train.precision: unknown value 'half'; choose from float32, bfloat16"),
     (GOOD + "train: {steps: 0}\n", "3: train.steps: must be at least 1, is 0"),
     (GOOD + "train: {learning_rate: 0}\n", "3: train.learning_rate: must be greater than 0, is 0"),

@@ -50,11 +50,28 @@ def test_all_defaults_are_visible_when_resolved() -> None:
         "train": {
             "steps": 1000,
             "batch": 4,
+            "accumulate": 1,
             "learning_rate": 1e-4,
+            "learning_rates": {"denoiser": None, "text_encoder": None},
+            "lora_plus_ratio": 1.0,
             "optimizer": "adamw",
             "weight_decay": 0.01,
             "schedule": "constant",
+            "power": 2.0,
+            "cycles": 1,
             "warmup": 0,
+            "prediction": "base",
+            "loss": {"kind": "l2"},
+            "weighting": {"kind": "uniform"},
+            "timesteps": {"kind": "base"},
+            "noise": {
+                "offset": 0.0,
+                "pyramid": 0.0,
+                "pyramid_levels": 6,
+                "perturbation": 0.0,
+                "zero_terminal_snr": False,
+            },
+            "ema": None,
             "precision": "float32",
             "seed": 0,
             "caption_dropout": 0.0,
@@ -63,6 +80,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "validate": 4,
         },
         "sample": None,
+        "remote": {"lookup": "auto"},
     }
 
 

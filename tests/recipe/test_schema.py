@@ -37,13 +37,15 @@ def test_every_part_is_closed_and_every_key_explained() -> None:
 
 def test_only_entries_of_lists_require_keys() -> None:
     required = {name: model["required"] for name, model in json_schema()["$defs"].items() if "required" in model}
-    assert required == {"Dataset": ["path"], "Template": ["text"]}
+    assert required == {"Dataset": ["path"], "Template": ["text"], "FolderMask": ["folder"]}
 
 
 def test_limits_choices_and_defaults_reach_editors() -> None:
     definitions = json_schema()["$defs"]
     train = definitions["Train"]["properties"]
-    assert train["optimizer"]["enum"] == ["adamw", "adamw-8bit", "sgd"]
+    assert train["schedule"]["enum"] == ["constant", "cosine", "linear", "polynomial", "restarts"]
+    assert set(train["weighting"]["discriminator"]["mapping"]) == {"uniform", "min-snr", "debiased"}
+    assert definitions["LogitNormal"]["properties"]["shift"]["description"].startswith("Above 1 moves")
     assert (train["steps"]["minimum"], train["steps"]["default"]) == (1, 1000)
     assert "validate" in train
     assert definitions["Sample"]["properties"]["prompts"]["minItems"] == 1
