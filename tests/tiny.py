@@ -1,7 +1,7 @@
 """Tiny models and pictures for tests: real classes, random weights, nothing downloaded.
 
-`make_pipeline` writes a Stable Diffusion 1 layout with VAE factor 8 (64 pixels are 8 latent pixels, as in SD1) and
-about 100,000 parameters; any picture whose sides are multiples of 8 works, 64×64 is its native size.
+`make_pipeline` writes a pipeline of one family with VAE factor 8 (64 pixels are 8 latent pixels, as in SD1) and
+about 100,000 parameters; any picture whose sides are multiples of 8 works (of 16 for sd3), 64×64 is its native size.
 """
 
 from __future__ import annotations
@@ -20,61 +20,81 @@ def _byte_letters() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + index) for index in range(len(rest))]
 
 
-def _tokenizer(tokens: int) -> Any:
+def _tokenizer(tokens: int, pad: str = "<|endoftext|>") -> Any:
     """Return a CLIP tokenizer that spells everything letter by letter: it encodes any text."""
     from transformers import CLIPTokenizer
 
     letters = _byte_letters()
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(vocabulary)}, merges=[], model_max_length=tokens
+        vocab={token: index for index, token in enumerate(vocabulary)},
+        merges=[],
+        model_max_length=tokens,
+        **({} if pad == "<|endoftext|>" else {"pad_token": pad}),
     )
 
 
-def make_pipeline(
-    folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", scheduler: dict[str, Any] | None = None
-) -> Path:
-    """Write a random Stable Diffusion pipeline to `folder` and return it; the same seed gives the same bytes."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _t5_tokenizer() -> Any:
+    """Return a T5 tokenizer that spells letter by letter."""
+    from transformers import T5TokenizerFast
 
-    tokenizer = _tokenizer(77)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=2,
-            norm_num_groups=4,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=77,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                hidden_act="quick_gelu",
-            )
-        )
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in letters)]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def _unet(**settings: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    common = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**(common | settings))
+
+
+def _vae(**settings: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        **({"latent_channels": 4} | settings),
+    )
+
+
+def _clip(tokenizer: Any, name: str = "CLIPTextModel", activation: str = "quick_gelu", **settings: Any) -> Any:
+    import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_act=activation,
+        **settings,
+    )
+    return getattr(transformers, name)(config)
+
+
+def _ddim(**settings: Any) -> Any:
+    from diffusers import DDIMScheduler
+
     noise = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -82,18 +102,152 @@ def make_pipeline(
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
-        "prediction_type": prediction_type,
     }
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
+    return DDIMScheduler(**(noise | settings))
+
+
+def _sd1(noise: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    tokenizer = _tokenizer(77)
+    return StableDiffusionPipeline(
+        unet=_unet(),
+        vae=_vae(),
+        text_encoder=_clip(tokenizer),
         tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(**(noise | (scheduler or {}))),
+        scheduler=_ddim(**noise),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def _sd2(noise: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    tokenizer = _tokenizer(77, pad="!")
+    return StableDiffusionPipeline(
+        unet=_unet(use_linear_projection=True),
+        vae=_vae(),
+        text_encoder=_clip(tokenizer, activation="gelu"),
+        tokenizer=tokenizer,
+        scheduler=_ddim(**noise),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _sdxl(noise: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    first, second = _tokenizer(77), _tokenizer(77, pad="!")
+    unet = _unet(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+    )
+    return StableDiffusionXLPipeline(
+        unet=unet,
+        vae=_vae(scaling_factor=0.13025),
+        text_encoder=_clip(first),
+        text_encoder_2=_clip(second, "CLIPTextModelWithProjection", "gelu", projection_dim=24),
+        tokenizer=first,
+        tokenizer_2=second,
+        scheduler=_ddim(**noise),
+        add_watermarker=False,
+    )
+
+
+def _sd3(noise: dict[str, Any]) -> Any:
+    import transformers
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    first, second, third = _tokenizer(77), _tokenizer(77, pad="!"), _t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=72,
+        caption_projection_dim=16,
+        pooled_projection_dim=56,
+        pos_embed_max_size=12,
+    )
+    t5 = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(third),
+            d_model=72,
+            d_kv=8,
+            d_ff=64,
+            num_layers=1,
+            num_heads=2,
+            relative_attention_num_buckets=8,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=_vae(
+            latent_channels=16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=_clip(first, "CLIPTextModelWithProjection", projection_dim=32),
+        text_encoder_2=_clip(second, "CLIPTextModelWithProjection", "gelu", projection_dim=24),
+        text_encoder_3=t5,
+        tokenizer=first,
+        tokenizer_2=second,
+        tokenizer_3=third,
+        scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | noise)),
+    )
+
+
+PIPELINES = {"sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "sd3": _sd3}
+"""By family."""
+PREDICTS = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
+"""What each diffusion predicts unless a test wants something else."""
+
+
+def make_pipeline(
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction_type: str | None = None,
+    scheduler: dict[str, Any] | None = None,
+    family: str = "sd1",
+    t5: bool = True,
+) -> Path:
+    """Write a random pipeline of a family to `folder` and return it; the same seed gives the same bytes.
+
+    Args:
+        folder: where to.
+        seed: of all weights.
+        prediction_type: of a diffusion.
+        scheduler: settings of its scheduler besides the usual ones.
+        family: a key of `PIPELINES`.
+        t5: whether sd3 has its third text encoder.
+    """
+    import torch
+
+    noise = dict(scheduler or {})
+    if kind := prediction_type or PREDICTS.get(family):
+        noise.setdefault("prediction_type", kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = PIPELINES[family](noise)
+    if not t5:
+        pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, str] = {
     "sd1": "sdbuild.families.sd1",
     "sd2": "sdbuild.families.sd2",
+    "sdxl": "sdbuild.families.sdxl",
+    "sd3": "sdbuild.families.sd3",
 }
 """Each module has a `DESCRIPTION` and a function `family(folder, layout, clip_skip)`."""
 

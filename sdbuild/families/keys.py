@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,26 +29,44 @@ _SUFFIXES = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weig
 _BACK = {kohya: diffusers for diffusers, kohya in _SUFFIXES.items()}
 
 
-class StableDiffusionKeys:
-    """Key map of families with one UNet and text encoders as CLIP's; see `contract.KeyMap`."""
+class KohyaKeys:
+    """Key map of families with one UNet or transformer and text encoders as CLIP's; see `contract.KeyMap`."""
+
+    words = UNET_WORDS
+    """Words of the names of the denoiser's modules."""
 
     def __init__(self, prefixes: Mapping[Component, str]) -> None:
-        """Use kohya's prefix of each component, e.g. ``{"unet": "lora_unet"}``."""
+        """Use kohya's prefix of each component, e.g. ``{"unet": "lora_unet"}``; that of the denoiser is first."""
         self._prefixes = dict(prefixes)
+        self._denoiser = next(iter(prefixes))
 
     def kohya(self, component: Component, path: str) -> str:
         """Return the name in kohya's files."""
-        if component != "unet":
-            path = TEXT_ROOT + path.removeprefix(TEXT_ROOT)
+        path = self.filed(path) if component == self._denoiser else TEXT_ROOT + path.removeprefix(TEXT_ROOT)
         return f"{self._prefixes[component]}_{path.replace('.', '_')}"
 
     def path(self, name: str) -> tuple[Component, str]:
         """Return component and module path of a name in kohya's files."""
         for component, prefix in self._prefixes.items():
             if name.startswith(f"{prefix}_"):
-                pattern = _UNET if component == "unet" else _TEXT
-                return component, _split(name.removeprefix(f"{prefix}_"), pattern, name)
+                rest = name.removeprefix(f"{prefix}_")
+                if component == self._denoiser:
+                    return component, self.own(self.split(rest, self.words, name))
+                return component, self.split(rest, TEXT_WORDS, name)
         raise ValueError(f"{name}: begins with none of {', '.join(self._prefixes.values())}")
+
+    @staticmethod
+    def split(text: str, words: str, name: str) -> str:
+        """Put dots between the words of a path; `name` is what to complain about with a `ValueError`."""
+        return _split(text, _words(words), name)
+
+    def filed(self, path: str) -> str:
+        """Path of a denoiser's module in the layout whose names kohya's files have."""
+        return path
+
+    def own(self, path: str) -> str:
+        """Undo `filed`; raises `ValueError` for a path of no module."""
+        return path
 
     def to_kohya(self, state: Mapping[str, Tensor], alphas: Mapping[str, float] | float) -> dict[str, Tensor]:
         """Rename a LoRA from diffusers' names to kohya's."""
@@ -91,6 +110,7 @@ def _cut(key: str, suffixes: Mapping[str, str]) -> tuple[str, str]:
     raise ValueError(f"{key}: is no part of a LoRA ({', '.join(suffixes)})")
 
 
+@cache
 def _words(words: str) -> re.Pattern[str]:
     longest_first = sorted(words.split(), key=len, reverse=True)
     return re.compile(rf"({'|'.join(longest_first)}|\d+)(?:_|$)")
@@ -106,6 +126,3 @@ def _split(text: str, word: re.Pattern[str], name: str) -> str:
         found.append(match[1])
         position = match.end()
     return ".".join(found)
-
-
-_UNET, _TEXT = _words(UNET_WORDS), _words(TEXT_WORDS)

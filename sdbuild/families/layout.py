@@ -28,6 +28,8 @@ class Layout:
     """Class of the pipeline."""
     components: Mapping[str, str]
     """Class of each component that is there, by its name."""
+    settings: Mapping[str, Any]
+    """What else it says."""
 
 
 def read_layout(folder: Path) -> Layout:
@@ -48,12 +50,18 @@ def read_layout(folder: Path) -> Layout:
         for name, value in content.items()
         if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
     }
-    return Layout(file=file, pipeline=pipeline, components=components)
+    settings = {name: value for name, value in content.items() if not isinstance(value, list) and name[0] != "_"}
+    return Layout(file=file, pipeline=pipeline, components=components, settings=settings)
 
 
 def read_config(folder: Path, component: str) -> dict[str, Any]:
     """Read a component's configuration."""
-    return read_json(folder / component / CONFIGS.get(component, "config.json"))
+    return read_json(folder / component / config_name(component))
+
+
+def config_name(component: str) -> str:
+    """File that holds a component's configuration; `tokenizer_2` has a tokenizer's."""
+    return next((name for kind, name in CONFIGS.items() if component.startswith(kind)), "config.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -108,10 +116,10 @@ def lacking(folder: Path, components: Iterable[str]) -> list[str]:
     """Relative paths of files that should be there and are not; "…" stands for any name."""
     absent = []
     for component in components:
-        config = f"{component}/{CONFIGS.get(component, 'config.json')}"
+        config = f"{component}/{config_name(component)}"
         if not (folder / config).is_file():
             absent.append(config)
-        elif component not in CONFIGS:
+        elif not component.startswith(tuple(CONFIGS)):
             files = component_files(folder, component)
             shards = {name for file in files if file.name.endswith(".index.json") for name in _shards(file)}
             absent += [f"{component}/{name}" for name in sorted(shards) if not (folder / component / name).is_file()]

@@ -28,7 +28,8 @@ def load_network(name: str, folder: Path, dtype: torch.dtype | None, device: str
     module = cls.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, **({"torch_dtype": dtype} if ours else {})
     )
-    return module.to(device, dtype).eval().requires_grad_(False)
+    module = module.to(device) if ours else module.to(device, dtype)
+    return module.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description, Original
 from sdbuild.families.diffusion import DiffusionFamily
-from sdbuild.families.keys import StableDiffusionKeys
+from sdbuild.families.keys import KohyaKeys
 from sdbuild.families.layout import Layout, check, read_config
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ DESCRIPTION = Description(
         },
     ),
 )
-KEYS = StableDiffusionKeys({"unet": "lora_unet", "text_encoder": "lora_te"})
+KEYS = KohyaKeys({"unet": "lora_unet", "text_encoder": "lora_te"})
 
 
 def family(folder: Path, layout: Layout, *, clip_skip: int) -> StableDiffusion1:

@@ -111,7 +111,7 @@ class ClipText:
 
     def condition(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return hidden states side by side, and pooled ones where encoders have them."""
-        return self.join([clip.states(tokens[clip.component]) for clip in self.clips])
+        return _joined([clip.states(tokens[clip.component]) for clip in self.clips])
 
     @torch.no_grad()
     def encode(self, text: str) -> dict[str, Tensor]:
@@ -125,22 +125,25 @@ class ClipText:
 
     @torch.no_grad()
     def weigh(self, words: Words, chunks: int) -> dict[str, Tensor]:
-        """Return the condition [1, …] of a prompt with weights, in that many chunks.
-
-        As A1111 does: a token's states are multiplied by its weight, then all by what restores their mean.
-        """
+        """Return the condition [1, …] of a prompt with weights, in that many chunks."""
         states = []
         for clip in self.clips:
             ids, weights = clip.weighed(words, chunks)
             hidden, pooled = clip.states(ids)
-            if (weights != 1).any():
-                scaled = hidden * weights[..., None].to(hidden)
-                hidden = scaled * (hidden.mean() / scaled.mean())
-            states.append((hidden, pooled))
-        return self.join(states)
+            states.append((reweighed(hidden, weights), pooled))
+        return _joined(states)
 
-    def join(self, states: Sequence[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        """Put the states of all encoders together."""
-        found = {"hidden": torch.cat([hidden for hidden, _ in states], dim=-1)}
-        pooled = [tensor for _, tensor in states if tensor is not None]
-        return found | ({"pooled": torch.cat(pooled, dim=-1)} if pooled else {})
+
+def reweighed(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Multiply each token's states by its weight, then all by what restores their mean, as A1111 does."""
+    if (weights == 1).all():
+        return hidden
+    scaled = hidden * weights[..., None].to(hidden)
+    return scaled * (hidden.mean() / scaled.mean())
+
+
+def _joined(states: Sequence[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """Put the states of several encoders side by side."""
+    found = {"hidden": torch.cat([hidden for hidden, _ in states], dim=-1)}
+    pooled = [tensor for _, tensor in states if tensor is not None]
+    return found | ({"pooled": torch.cat(pooled, dim=-1)} if pooled else {})

@@ -72,7 +72,8 @@ class Bench:
     def _predict(self) -> Tensor:
         chance = torch.Generator().manual_seed(0)
         noisy = torch.randn(2, 4, 8, 8, generator=chance)
-        tokens = torch.stack([self.text.tokenize("a cat"), self.text.tokenize("")])
+        pair = [self.text.tokenize(text) for text in ("a cat", "")]
+        tokens = {name: torch.stack([each[name] for each in pair]) for name in pair[0]}
         return self.denoiser.predict(noisy, torch.tensor([3, 700]), self.text.condition(tokens))
 
 

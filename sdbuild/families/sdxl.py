@@ -1,0 +1,137 @@
+"""Stable Diffusion XL: two text encoders, one of them pooled too; size and crop are conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sdbuild.errors import DataError, Problem
+from sdbuild.families.description import Description, Original
+from sdbuild.families.diffusion import DiffusionFamily
+from sdbuild.families.layout import Layout, check, read_config, read_layout
+from sdbuild.families.sgm import SDXLKeys
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sdbuild.families.contract import Component, Denoiser, TextEncoder
+    from sdbuild.families.networks import KLEncoder
+
+DESCRIPTION = Description(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    pipeline="StableDiffusionXLPipeline",
+    classes={
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "tokenizer": None,
+        "tokenizer_2": None,
+        "scheduler": None,
+    },
+    parts={
+        "index": ("model_index.json",),
+        "vae": ("vae",),
+        "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        "denoiser": ("unet",),
+        "schedule": ("scheduler",),
+    },
+    geometry=True,
+    original=Original(
+        marks=(
+            "model.diffusion_model.label_emb.0.0.weight",
+            "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+            "conditioner.embedders.1.model.token_embedding.weight",
+            "first_stage_model.encoder.conv_in.weight",
+        ),
+        prefixes={
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "conditioner.embedders.0.transformer.",
+            "text_encoder_2": "conditioner.embedders.1.model.",
+        },
+    ),
+)
+
+
+def family(folder: Path, layout: Layout, *, clip_skip: int) -> StableDiffusionXL:
+    """Bind the family to a base, after a look at its files.
+
+    Raises:
+        DataError: the base is incomplete, damaged, a refiner or not for text alone; lists all problems.
+    """
+    check(layout, DESCRIPTION.classes)
+    return StableDiffusionXL(folder, clip_skip=clip_skip)
+
+
+class StableDiffusionXL(DiffusionFamily):
+    """A base of this family; see `contract.Family`."""
+
+    name = "sdxl"
+    pipeline_class = DESCRIPTION.pipeline
+    modelspec_architecture = "stable-diffusion-xl-v1-base/lora"
+    ss_base_model_version = "sdxl_base_v1-0"
+
+    def __init__(self, folder: Path, *, clip_skip: int) -> None:
+        """Use a base whose files were checked."""
+        super().__init__(folder, clip_skip=clip_skip)
+        unet = read_config(folder, "unet")
+        texts = [read_config(folder, name) for name in ("text_encoder", "text_encoder_2")]
+        takes, gives = unet.get("cross_attention_dim", 1280), sum(text.get("hidden_size", 512) for text in texts)
+        if takes != gives:
+            message = f"expects text of width {takes}, the text encoders give {gives}: they do not belong together"
+            raise DataError([Problem(file=str(folder / "unet/config.json"), message=message)])
+        layers = unet.get("layers_per_block", 2)
+        self.key_map = SDXLKeys(layers if isinstance(layers, int) else layers[0])
+
+    def load_vae(self, dtype: torch.dtype | None = None, device: str = "cpu") -> KLEncoder:
+        """Load the encoder of pictures, in float32 unless it is one whose numbers stay small in other types."""
+        fixed = not read_config(self.folder, "vae").get("force_upcast", True)
+        return super().load_vae(dtype if fixed else None, device)
+
+    def load_text(self, dtype: torch.dtype | None = None, device: str = "cpu") -> TextEncoder:
+        """Load tokenizers and text encoders."""
+        from sdbuild.families.text import ClipText
+
+        return ClipText(
+            self.clip("text_encoder", dtype, device, layer=1),
+            self.clip("text_encoder_2", dtype, device, layer=1, cls="CLIPTextModelWithProjection"),
+        )
+
+    def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
+        """Load the UNet, frozen."""
+        return UNetXL(self.network("UNet2DConditionModel", "unet", dtype, device))
+
+    def pipeline_parts(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
+        """Components of the pipeline besides UNet, VAE and scheduler; no watermark."""
+        first = self.clip("text_encoder", dtype, device)
+        second = self.clip("text_encoder_2", dtype, device, cls="CLIPTextModelWithProjection")
+        index = read_layout(self.folder)
+        return {
+            "text_encoder": first.module,
+            "text_encoder_2": second.module,
+            "tokenizer": first.tokenizer,
+            "tokenizer_2": second.tokenizer,
+            "force_zeros_for_empty_prompt": index.settings.get("force_zeros_for_empty_prompt", True),
+            "add_watermarker": False,
+        }
+
+
+@dataclass(frozen=True)
+class UNetXL:
+    """A UNet that also sees the pooled text, and size and crop; see `contract.Denoiser`."""
+
+    module: Any
+    component: ClassVar[Component] = "unet"
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Return the prediction for noisy latents."""
+        added = {"text_embeds": condition["pooled"], "time_ids": condition["geometry"]}
+        prediction: Tensor = self.module(
+            noisy, timesteps, condition["hidden"], added_cond_kwargs=added, return_dict=False
+        )[0]
+        return prediction
