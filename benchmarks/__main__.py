@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import latents, memory, noop_pictures, noop_steps, one_picture, training
+from benchmarks import latents, memory, noop_pictures, noop_steps, one_picture, recording, training
 from benchmarks.harness import main
 
 sys.exit(
@@ -12,6 +12,7 @@ sys.exit(
         noop_pictures.measure,
         noop_steps.measure,
         one_picture.measure,
+        recording.measure,
         latents.measure,
         training.measure,
         memory.measure,

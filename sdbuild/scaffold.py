@@ -56,9 +56,8 @@ def create(folder: Path, console: Console) -> None:
     """
     root = folder.resolve()
     is_project = (root / "recipes").is_dir()
-    if (root / "dodo.py").exists() and "sdbuild" not in (root / "dodo.py").read_text(
-        encoding="utf-8", errors="replace"
-    ):
+    dodo = root / "dodo.py"
+    if dodo.exists() and "sdbuild" not in dodo.read_text(encoding="utf-8", errors="replace"):
         raise UsageError(f"{folder} has a dodo.py that is not sdbuild's; take another folder, or move it away")
     root.mkdir(parents=True, exist_ok=True)
     done = list(_set_up(root))

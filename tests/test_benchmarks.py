@@ -13,6 +13,7 @@ ROWS = {
     "noop_pictures": ("over a bare stat", "faster than dvc repro"),
     "noop_steps": ("no-op doit, 12 steps", "faster than dvc repro"),
     "one_picture": ("computed", "over a no-op"),
+    "recording": ("recording a step, 12 steps over 6",),
     "latents": ("over a bare VAE loop",),
     "training": ("over a bare loop",),
     "memory": ("latents: peak memory", "text: peak memory"),

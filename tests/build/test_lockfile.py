@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sdbuild.build import lockfile
 from sdbuild.build.lockfile import LockFile, dump_yaml, load_yaml
 from sdbuild.build.project import Project
 from sdbuild.errors import InputError
@@ -63,6 +65,34 @@ def test_a_file_changed_by_others_is_read_again(tmp_path: Path) -> None:
     lock.write({"a": ENTRY}, ["a"])
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     assert lock.stages() == {}
+
+
+def test_only_changed_entries_are_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def load(text: str) -> Any:
+        parsed.append(text)
+        return load_yaml(text)
+
+    monkeypatch.setattr(lockfile, "load_yaml", load)
+    LockFile(Project(tmp_path)).write({"a": ENTRY, "b": ENTRY}, ["a", "b"])
+    assert LockFile(Project(tmp_path)).stages() == {"a": ENTRY, "b": ENTRY}
+    parsed.clear()
+    path = tmp_path / "dvc.lock"
+    path.write_text(path.read_text().replace("  b:\n    cmd: sdbuild", "  b:\n    cmd: other"))
+    assert LockFile(Project(tmp_path)).stages() == {"a": ENTRY, "b": {**ENTRY, "cmd": "other step cat:train"}}
+    assert [list(load_yaml(text)) for text in parsed] == [["b"]]
+    LockFile(Project(tmp_path)).write({"c": ENTRY}, ["c", "a", "b"])
+    assert list(load_yaml(path.read_text())["stages"]) == ["c", "a", "b"]
+    assert dump_yaml(load_yaml(path.read_text())) == path.read_text()
+
+
+def test_a_file_in_another_layout_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text('{"schema": "2.0", "stages": {"a": {"cmd": "x"}}}')
+    lock = LockFile(Project(tmp_path))
+    assert lock.stages() == {"a": {"cmd": "x"}}
+    lock.write({"b": ENTRY}, ["a", "b"])
+    assert load_yaml((tmp_path / "dvc.lock").read_text())["stages"] == {"a": {"cmd": "x"}, "b": ENTRY}
 
 
 def test_conflict_marks_are_explained(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from sdbuild.build.blocks import join, split
 from sdbuild.build.lockfile import dump_yaml, load_yaml
 from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver, merged
 from sdbuild.build.project import Project
+from sdbuild.plan.compile import plan
 from sdbuild.plan.files import dump_recipe_json, render_dvc_yaml
 from sdbuild.plan.model import Step
-from tests.conftest import Work
-from tests.plan.test_compile import steps
+from sdbuild.recipe.load import load_recipes
+from tests.conftest import RECIPE, Work
 
 
 def entry(recipe: str, kind: str = "train", **parts: Any) -> dict[str, Any]:
@@ -29,9 +29,12 @@ def lock(**stages: Any) -> str:
     return dump_yaml({"schema": "2.0", "stages": {name.replace("_", "-"): stage for name, stage in stages.items()}})
 
 
-def named(found: dict[str, Step], name: str) -> list[Step]:
-    """The steps of a recipe under another name."""
-    return [replace(step, recipe=name) for step in found.values()]
+def steps(root: Path, name: str, **sections: Any) -> list[Step]:
+    """The steps of a recipe, or of the variants of its matrix."""
+    path = Work(root).write(
+        f"recipes/{name}.yaml", yaml.safe_dump({**RECIPE, "base": {"model": "org/base"}, **sections})
+    )
+    return [step for recipe in load_recipes([path], root) for step in plan(recipe)]
 
 
 def test_text_that_is_cut_and_joined_keeps_its_bytes(built_template: Path) -> None:
@@ -52,13 +55,15 @@ def test_text_that_is_cut_and_joined_keeps_its_bytes(built_template: Path) -> No
 
 
 def test_dvc_yaml_is_merged_to_what_a_build_would_write(tmp_path: Path) -> None:
-    found = steps(tmp_path)
-    cat, ant, dog, small = (named(found, name) for name in ("cat", "ant", "dog", "cat-2"))
+    (tmp_path / "datasets/cats").mkdir(parents=True)
+    ant, cat, small = (steps(tmp_path, name) for name in ("ant", "cat", "cat-2"))
+    dog = steps(tmp_path, "dog", matrix={"method.rank": [2, 4]})
     empty, base = render_dvc_yaml([]), render_dvc_yaml(cat)
+    left, right = render_dvc_yaml([*cat, *dog]), render_dvc_yaml([*ant, *small, *cat])
     both = render_dvc_yaml([*ant, *small, *cat, *dog])
-    assert merged(base, render_dvc_yaml([*cat, *dog]), render_dvc_yaml([*ant, *small, *cat]), name="dvc.yaml") == both
-    assert merged(base, render_dvc_yaml([*ant, *small, *cat]), render_dvc_yaml([*cat, *dog]), name="dvc.yaml") == both
-    assert merged(base, empty, render_dvc_yaml([*cat, *dog]), name="dvc.yaml") == render_dvc_yaml(dog)
+    assert merged(base, left, right, name="dvc.yaml") == both
+    assert merged(base, right, left, name="dvc.yaml") == both
+    assert merged(base, empty, left, name="dvc.yaml") == render_dvc_yaml(dog)
     assert merged(base, base, empty, name="dvc.yaml") == empty
     assert merged("", render_dvc_yaml(dog), render_dvc_yaml(ant), name="dvc.yaml") == render_dvc_yaml([*ant, *dog])
 
