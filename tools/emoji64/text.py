@@ -31,7 +31,7 @@ EVERYDAY = (
     "3d render of a photograph in the style with and on at to by from style art sketch cartoon pixel watercolor "
     "glossy shiny soft plastic clay flat simple modern old new big small cute happy sad round white background"
 )
-"""Further words of prompts, for whole tokens in the vocabulary."""
+"""Further words of prompts, for whole tokens in the vocabulary; before captions they mean nothing to the base."""
 
 
 def byte_letters() -> dict[int, str]:
@@ -128,7 +128,7 @@ def caption_variant(noto: Pictures, index: int, draws: list[float]) -> str:
     """The caption of one picture for one step, from three random numbers in [0, 1).
 
     10 % none at all (for guidance), 63 % the name, 14 % the alias, 13 % with category or subcategory; a
-    quarter of the names get one of :data:`PREFIXES`.
+    quarter of the names get one of :data:`PREFIXES`, another quarter one to three of :data:`EVERYDAY`'s words.
     """
     kind, prefix, which = draws
     caption = noto.captions[index]
@@ -142,4 +142,18 @@ def caption_variant(noto: Pictures, index: int, draws: list[float]) -> str:
         caption = noto.aliases[index]
     if prefix < 0.25:
         return f"{PREFIXES[int(which * len(PREFIXES))]} {caption}"
+    if prefix < 0.50:
+        return f"{_everyday_words(which)} {caption}"
     return caption
+
+
+def _everyday_words(which: float) -> str:
+    """One to three words of :data:`EVERYDAY`, some with "of" after them, from a random number in [0, 1)."""
+    words = EVERYDAY.split()
+    rest = int(which * 6 * len(words) ** 3)
+    rest, kind = divmod(rest, 6)
+    chosen = []
+    for _ in range(1 + kind // 2):
+        rest, word = divmod(rest, len(words))
+        chosen.append(words[word])
+    return " ".join([*chosen, "of"] if kind % 2 else chosen)
