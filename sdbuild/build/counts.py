@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.build.oracle import Oracle, Verdict
-from sdbuild.data import items, pixelcache, views
+from sdbuild.data import items, masks, pixelcache, views
 from sdbuild.data.captions import caption_records
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images
 from sdbuild.data.wanted import wanted_latents, wanted_texts
@@ -49,39 +49,50 @@ class Counts:
     def _of_images(self, step: Step) -> Count:
         """Pictures, and those whose pixels are not known by their bytes."""
         if step.recipe not in self._pictures:
-            md5s: list[str] = []
-            for dep in step.deps:
-                if (self._oracle.project.root / dep.path).is_dir():
-                    md5s += views.pictures(self._oracle.stat.listing(dep.path)).values()
-                elif self._oracle.content(dep.path) is not None:
+            keys: list[pixelcache.PixelKey] = []
+            for dataset in step.spec["datasets"]:
+                path = dataset["path"]
+                if (self._oracle.project.root / path).is_dir():
+                    listing = views.pictures(self._oracle.stat.listing(path))
+                    keys += masks.pixel_keys(listing, dataset.get("mask"), step.spec["background"])
+                elif self._oracle.content(path) is not None:
                     return None, None
             known = pixelcache.PixelCache(self._oracle.project.items / pixelcache.CACHE_NAME)
-            found = known.pixels(md5s, step.spec["background"])
-            self._pictures[step.recipe] = len(md5s), len(set(md5s) - set(found))
+            self._pictures[step.recipe] = len(keys), len(set(keys) - set(known.pixels(keys)))
         return self._pictures[step.recipe]
 
     def _of_captions(self, step: Step) -> Count:
         images = self._images(step)
         if images is None:
             return self._of_images(self._oracle.steps[f"{step.recipe}:images"])
-        new = {row.key: row.text for row in caption_records(images, step.spec, self._oracle.project.root).records}
-        old = {row.key: row.text for row in self._captions(step, current=False) or ()}
-        return len(new), sum(old.get(key) != text for key, text in new.items())
+        captions = caption_records(images, step.spec, self._oracle.project.root).records
+        new = {row.key: (row.text, row.others) for row in captions}
+        old = {row.key: (row.text, row.others) for row in self._captions(step, current=False) or ()}
+        return len(new), sum(old.get(key) != texts for key, texts in new.items())
 
     def _of_latents(self, step: Step, verdict: Verdict) -> Count:
         images = self._images(step)
         if images is None or "base" not in verdict.reads:
-            total, todo = self._of_images(self._oracle.steps[f"{step.recipe}:images"])
-            twice = 2 if step.spec["flip"] else 1
-            return (None, None) if total is None or todo is None else (total * twice, todo * twice)
+            return self._of_placed(step)
         wanted = wanted_latents(images, step.spec, verdict.reads["base"])
         return len(wanted), self._missing("latents", step, wanted)
+
+    def _of_placed(self, step: Step) -> Count:
+        """Latents of pictures that are not placed yet, if all have as many."""
+        images = self._oracle.steps[f"{step.recipe}:images"]
+        ways = {len(dataset.get("resolutions", [0])) for dataset in images.spec["datasets"]}
+        total, todo = self._of_images(images)
+        if total is None or todo is None or len(ways) > 1 or "crops" in images.spec:
+            return None, None
+        each = ways.pop() * (2 if step.spec["flip"] else 1)
+        return total * each, todo * each
 
     def _of_text(self, step: Step, verdict: Verdict) -> Count:
         captions = self._captions(step, current=True)
         if captions is None or "base" not in verdict.reads:
-            return self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
-        wanted = wanted_texts((row.text for row in captions), step.spec, verdict.reads["base"])
+            varied = "datasets" in step.spec
+            return (None, None) if varied else self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
+        wanted = wanted_texts(captions, step.spec, verdict.reads["base"])
         return len(wanted), self._missing("text", step, wanted)
 
     def _missing(self, kind: str, step: Step, keys: Mapping[str, Any]) -> int:

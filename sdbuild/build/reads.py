@@ -67,7 +67,7 @@ class Reads:
             case "pixels":
                 return views.pixels(read_images(images))
             case "texts":
-                return views.texts(read_captions(captions))
+                return views.texts(read_captions(captions), step.spec)
             case "records":
                 return {**views.records(read_captions(captions)), "skipped": count_skipped(captions)}
             case "base":

@@ -8,11 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sdbuild.data.sampler import derive
+
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 CROPS: dict[str, tuple[int, int]] = {"center": (1, 1), "top": (1, 0), "bottom": (1, 2), "left": (0, 1), "right": (2, 1)}
 """Where the bucket lies in the scaled picture, in halves of the room that is left (across, down)."""
+
+SPREAD = 0x9E3779B97F4A7C15
+"""2⁶⁴ over the golden ratio: its multiples modulo 2⁶⁴ lie evenly, however many of them are taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +90,21 @@ def fit_to_bucket(width: int, height: int, bucket: Size, crop: str = "center") -
     left = (resize[0] - bucket[0]) * across // 2
     top = (resize[1] - bucket[1]) * down // 2
     return Fit(bucket=bucket, resize=resize, crop=(left, top))
+
+
+def random_fits(width: int, height: int, bucket: Size, digest: str, count: int) -> tuple[Fit, ...]:
+    """Cut a picture at places that are drawn from its digest and lie evenly over the room there is.
+
+    A larger `count` adds places to those of a smaller one. There are fewer where the room has not so many.
+    """
+    resize = fit_to_bucket(width, height, bucket).resize
+    first = derive(0, 0, digest, "crop")
+    crops: dict[tuple[int, int], None] = {}
+    for index in range(count):
+        place = (first + index * SPREAD) % 2**64
+        left, top = (place * (scaled - side + 1) >> 64 for scaled, side in zip(resize, bucket, strict=True))
+        crops[left, top] = None
+    return tuple(Fit(bucket=bucket, resize=resize, crop=crop) for crop in crops)
 
 
 def _round(numerator: int, denominator: int) -> int:

@@ -45,13 +45,17 @@ class Folder:
     project: Path
     trigger: str
     sidecars: Sidecars
+    lines: bool = False
+    """Whether each line of a sidecar is a caption of its own."""
     problems: list[Problem] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     """Pictures that occur twice with different captions."""
 
 
-Captioner = Callable[[str], "str | Problem"]
-"""Gives the caption of a picture by its path relative to the dataset's folder."""
+Texts = tuple[str, ...]
+"""The captions of one picture, at least one."""
+Captioner = Callable[[str], "Texts | Problem"]
+"""Gives the captions of a picture by its path relative to the dataset's folder."""
 
 
 def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], project: Path) -> Captions:
@@ -59,7 +63,7 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
 
     Args:
         images: rows of `images.jsonl`.
-        spec: `{"datasets": [{"path", "caption": {"from": …}, "trigger"}]}`.
+        spec: `{"datasets": [{"path", "caption": {"from": …}, "trigger", "lines"?}]}`.
         project: root that paths are relative to.
     """
     by_dataset: dict[int, list[ImageRecord]] = {}
@@ -76,7 +80,13 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
         except OSError as error:
             problems.append(Problem(file=path, message=f"this folder cannot be listed ({error.strerror})"))
             continue
-        folder = Folder(path=path, project=project, trigger=_clean(dataset.get("trigger") or ""), sidecars=sidecars)
+        folder = Folder(
+            path=path,
+            project=project,
+            trigger=_clean(dataset.get("trigger") or ""),
+            sidecars=sidecars,
+            lines=dataset.get("lines", False),
+        )
         records += _caption_folder(folder, by_dataset[index], dataset["caption"])
         problems += dict.fromkeys(folder.problems)
         differing += folder.differing
@@ -121,22 +131,29 @@ def _caption_folder(folder: Folder, images: Sequence[ImageRecord], spec: Mapping
     for image in images:
         paths = [relative_to(path, folder.path) for path in (image.path, *image.duplicates)]
         came_from: Origin = "sidecar"
-        text = _sidecar_of(folder, paths)
-        if text is None:
+        texts = _sidecar_of(folder, paths)
+        if texts is None:
             made = [captioner(path) for path in paths]
-            text, came_from = next((caption for caption in made if isinstance(caption, str)), made[0]), origin
-        if isinstance(text, Problem):
-            folder.problems.append(text)
+            texts, came_from = next((captions for captions in made if isinstance(captions, tuple)), made[0]), origin
+        if isinstance(texts, Problem):
+            folder.problems.append(texts)
             continue
-        text = with_trigger(text, folder.trigger)
+        text, *others = dict.fromkeys(with_trigger(text, folder.trigger) for text in texts)
         records.append(
-            CaptionRecord(digest=image.digest, dataset=image.dataset, text=text, origin=came_from, split=image.split)
+            CaptionRecord(
+                digest=image.digest,
+                dataset=image.dataset,
+                text=text,
+                origin=came_from,
+                split=image.split,
+                others=tuple(others),
+            )
         )
     return records
 
 
-def _sidecar_of(folder: Folder, paths: Sequence[str]) -> str | Problem | None:
-    """The caption beside a picture; it may lie at several paths, of which the first with a caption counts."""
+def _sidecar_of(folder: Folder, paths: Sequence[str]) -> Texts | Problem | None:
+    """The captions beside a picture; it may lie at several paths, of which the first with captions counts."""
     found = [caption for path in paths if (caption := _sidecar(folder, path)) is not None]
     problem = next((caption for caption in found if isinstance(caption, Problem)), None)
     if problem is None and len(set(found)) > 1:
@@ -144,23 +161,23 @@ def _sidecar_of(folder: Folder, paths: Sequence[str]) -> str | Problem | None:
     return problem or next(iter(found), None)
 
 
-def _sidecar(folder: Folder, picture: str) -> str | Problem | None:
-    """Text of a picture's caption file, what is wrong with it, or None where there is none."""
-    texts: dict[str, str] = {}
+def _sidecar(folder: Folder, picture: str) -> Texts | Problem | None:
+    """What a picture's caption file says, what is wrong with it, or None where there is none."""
+    found: dict[Texts, str] = {}
     for path in folder.sidecars.of(picture):
         name = f"{folder.path}/{path}"
         text = _read_text(folder.project / name, name)
         if isinstance(text, Problem):
             return text
-        text = _clean(text)
-        if not text:
+        texts = tuple(filter(None, map(_clean, text.split("\n") if folder.lines else [text])))
+        if not texts:
             return Problem(file=name, message="this caption is empty; write what the picture shows, or delete the file")
-        texts.setdefault(text, name)
-    if len(texts) > 1:
-        first, second = list(texts.values())[:2]
+        found.setdefault(texts, name)
+    if len(found) > 1:
+        first, second = list(found.values())[:2]
         other = PurePosixPath(first).name
         return Problem(file=second, message=f"says another caption than {other} beside it; keep one of the two")
-    return next(iter(texts), None)
+    return next(iter(found), None)
 
 
 def _from_sidecar(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
@@ -173,10 +190,11 @@ def _from_sidecar(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
 
 
 def _from_filename(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
-    def caption(picture: str) -> str | Problem:
+    def caption(picture: str) -> Texts | Problem:
         path = PurePosixPath(picture)
         message = f"its name has no words to make a caption of: rename it, or write a caption into {path.stem}.txt"
-        return caption_from_name(path.stem) or Problem(file=f"{folder.path}/{picture}", message=message)
+        text = caption_from_name(path.stem)
+        return (text,) if text else Problem(file=f"{folder.path}/{picture}", message=message)
 
     return caption
 
@@ -185,7 +203,7 @@ def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
     template: str = spec["template"] if "template" in spec else spec["text"]
     wrong = template_problem(template)
 
-    def caption(picture: str) -> str | Problem:
+    def caption(picture: str) -> Texts | Problem:
         if wrong is not None:
             return Problem(file=folder.path, message=wrong)
         path = PurePosixPath(folder.path, picture)
@@ -197,7 +215,8 @@ def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
             "trigger": folder.trigger,
         }
         message = f"the template gives an empty caption for it: rename it, or write a caption into {path.stem}.txt"
-        return _clean(template.format_map(values)) or Problem(file=str(path), message=message)
+        text = _clean(template.format_map(values))
+        return (text,) if text else Problem(file=str(path), message=message)
 
     return caption
 
@@ -209,7 +228,7 @@ def _from_jsonl(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
     keys = [tuple(dict.fromkeys((*filter(None, [own]), *usual))) for own, usual in zip(named, JSONL_KEYS, strict=True)]
     captions = _read_jsonl(folder, name, file, keys)
 
-    def caption(picture: str) -> str | Problem:
+    def caption(picture: str) -> Texts | Problem:
         if isinstance(captions, Problem):
             return captions
         message = f"no caption: add a line with its name to {name}, or write a .txt file beside it"
@@ -227,14 +246,14 @@ CAPTIONERS: dict[str, Callable[[Folder, Mapping[str, Any]], Captioner]] = {
 """How captions are made, by the recipe's `caption: {from: …}`."""
 
 
-def _read_jsonl(folder: Folder, name: str, file: str, keys: Sequence[Sequence[str]]) -> dict[str, str] | Problem:
+def _read_jsonl(folder: Folder, name: str, file: str, keys: Sequence[Sequence[str]]) -> dict[str, Texts] | Problem:
     """Captions by picture, or why the file cannot be read; wrong lines are added to the folder's problems."""
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         return Problem(file=name, message="a file of captions must lie inside its dataset's folder")
     text = _read_text(folder.project / name, name)
     if isinstance(text, Problem):
         return text
-    captions: dict[str, str] = {}
+    captions: dict[str, Texts] = {}
     # Only line feeds part lines: a caption may hold other separators that str.splitlines would break at.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -243,15 +262,15 @@ def _read_jsonl(folder: Folder, name: str, file: str, keys: Sequence[Sequence[st
         if isinstance(row, str):
             folder.problems.append(Problem(file=name, line=number, message=row))
             continue
-        picture, caption = row
-        if captions.setdefault(picture, caption) != caption:
-            message = f"a second caption for {picture}; keep one"
+        picture, texts = row
+        if captions.setdefault(picture, texts) != texts:
+            message = f"a second caption for {picture}; keep one, or make a list of both"
             folder.problems.append(Problem(file=name, line=number, message=message))
     return captions
 
 
-def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, str] | str:
-    """Picture and caption of a line, or what is wrong with it; `keys` are the names that each may have."""
+def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, Texts] | str:
+    """Picture and captions of a line, or what is wrong with it; `keys` are the names that each may have."""
     example = f'write {{"{keys[0][0]}": "cat.png", "{keys[1][0]}": "a cat"}}'
     try:
         row = json.loads(line)
@@ -259,16 +278,17 @@ def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, str] | st
         return f"not JSON ({str(error).split(':')[0].lower()}); {example}"
     if not isinstance(row, dict):
         return f"not a JSON object; {example}"
-    values = []
-    for names in keys:
-        key = names[0]
+    found: list[Texts] = []
+    for several, names in enumerate(keys):
         value = next((row[name] for name in names if name in row), None)
-        if not isinstance(value, str):
-            return f"`{key}` is missing or not a text; {example}"
-        if not _is_encodable(value) or not _clean(value):
-            return f"`{key}` is empty or not valid Unicode; {example}"
-        values.append(value)
-    return nfc(PurePosixPath(values[0]).as_posix()), _clean(values[1])
+        values: list[Any] = value if several and isinstance(value, list) else [value]
+        if not values or not all(isinstance(text, str) for text in values):
+            return f"`{names[0]}` is missing or not a text; {example}"
+        if not all(_is_encodable(text) and _clean(text) for text in values):
+            return f"`{names[0]}` is empty or not valid Unicode; {example}"
+        found.append(tuple(values))
+    (picture,), texts = found
+    return nfc(PurePosixPath(picture).as_posix()), tuple(map(_clean, texts))
 
 
 def _read_text(path: Path, name: str) -> str | Problem:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from sdbuild.data.pictures import decode, pixel_digest, read_file
-from sdbuild.data.pixelcache import Identity, PixelCache, Pixels, identity_of
+from sdbuild.data.masks import ALPHA, treatment
+from sdbuild.data.pictures import decode, mask_of, pixel_digest, read_file, read_mask
+from sdbuild.data.pixelcache import Identity, PixelCache, PixelKey, Pixels, identity_of
 from sdbuild.errors import DataError, Problem
 
 THREADS = 8
@@ -34,50 +35,71 @@ class Examined:
 
 
 def examine(
-    paths: Iterable[str], project: Path, cache: PixelCache, background: str, progress: Callable[[int, int], None]
+    paths: Iterable[str],
+    masks: Mapping[str, str],
+    project: Path,
+    cache: PixelCache,
+    background: str,
+    progress: Callable[[int, int], None],
 ) -> Examined:
     """Find out digest and size of every picture.
 
     Args:
         paths: posix, relative to `project`.
+        masks: path of each picture's mask, or `masks.ALPHA`; see `masks.pair`.
         project: root of the project.
         cache: asked first, and told what is new, also when the run is interrupted.
         background: colour under transparent pixels.
         progress: called with how many are known of how many.
     """
     problems: dict[str, Problem] = {}
-    identities = dict(_identities(sorted(set(paths)), project, problems))
+    pictures = set(paths)
+    files = {path: mask for path, mask in masks.items() if mask != ALPHA}
+    identities = dict(_identities(sorted({*pictures, *files.values()}), project, problems))
     md5s = _md5s(identities, project, cache, problems)
-    known = cache.pixels(md5s.values(), background)
-    sharing: dict[str, list[str]] = {}
-    for path, md5 in md5s.items():
-        if md5 not in known:
-            sharing.setdefault(md5, []).append(path)
-    total, todo = len(md5s), len(sharing)
+    for path, mask in files.items():
+        if mask in problems:
+            problems[path] = Problem(file=path, message=f"its mask {mask} {problems[mask].message}")
+    keys = {
+        path: (md5s[path], treatment(background, masks.get(path), md5s))
+        for path in md5s
+        if path in pictures and path not in problems
+    }
+    known = cache.pixels(keys.values())
+    sharing: dict[PixelKey, list[str]] = {}
+    for path, key in keys.items():
+        if key not in known:
+            sharing.setdefault(key, []).append(path)
+    total, todo = len(keys), len(sharing)
     progress(total - todo, total)
-    fresh: dict[str, Pixels] = {}
+    fresh: dict[PixelKey, Pixels] = {}
 
-    def look(paths: Sequence[str]) -> tuple[str, Pixels] | Problem:
+    def look(paths: Sequence[str]) -> tuple[PixelKey, Pixels] | Problem:
+        path, mask = paths[0], masks.get(paths[0])
         try:
-            data = read_file(project / paths[0], paths[0])
-            picture = decode(data, background=background, name=paths[0])
+            data = read_file(project / path, path)
+            mask_data = read_mask(project, path, files[path]) if path in files else None
+            picture = decode(data, background=background, name=path)
+            counts = mask_of(picture, mask, mask_data, name=path)
         except DataError as error:
             return error.problems[0]
+        key = _md5(data), treatment(background, mask, {} if mask_data is None else {files[path]: _md5(mask_data)})
         image = picture.image
-        return _md5(data), Pixels(pixel_digest(image), image.width, image.height, picture.frames_dropped)
+        return key, Pixels(pixel_digest(image, counts), image.width, image.height, picture.frames_dropped)
 
     try:
         for number, (same, result) in enumerate(_in_threads(look, sorted(sharing.values())), start=1):
             if isinstance(result, Problem):
                 problems.update((path, replace(result, file=path)) for path in same)
             else:
-                md5, fresh[md5] = result[0], result[1]
-                md5s.update((path, md5) for path in same)
+                key, fresh[key] = result[0], result[1]
+                keys.update((path, key) for path in same)
+                md5s.update((path, key[0]) for path in same)
             progress(total - todo + number, total)
     finally:
-        cache.record({identities[path]: md5 for path, md5 in md5s.items()}, fresh, background)
+        cache.record({identities[path]: md5 for path, md5 in md5s.items()}, fresh)
     known |= fresh
-    pixels = {path: known[md5] for path, md5 in md5s.items() if path not in problems}
+    pixels = {path: known[key] for path, key in keys.items() if path not in problems}
     return Examined(pixels=pixels, problems=problems, decoded=todo)
 
 

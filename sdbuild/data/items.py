@@ -21,7 +21,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from sdbuild.data.shards import (
     pack,
     read_index,
     shard_name,
+    shard_size,
     stamp_of,
     unpack,
     write_shard,
@@ -254,6 +255,28 @@ class ItemStore(ShardReader):
         finally:
             self._add(window)
         return count
+
+    def surplus(self, wanted: Container[str]) -> dict[str, int]:
+        """Shards that hold other items than the wanted: the bytes that come free without those."""
+        found: dict[str, int] = {}
+        for name in self._names():
+            index = self._index(name)
+            if any(key not in wanted for key in index.entries):
+                found[name] = index.stamp[1] - shard_size(self._wanted_parts(name, wanted))
+        return found
+
+    def drop_surplus(self, name: str, wanted: Container[str]) -> None:
+        """Write a shard without the items that are not wanted, or delete it if none is."""
+        with _locked(self.folder / f"{name[:2]}.lock"):
+            kept = [part.key for part in self._wanted_parts(name, wanted)]
+            if kept:
+                _write(self.folder / name, kept, [self.find])
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _wanted_parts(self, name: str, wanted: Container[str]) -> list[Part]:
+        parts = (self.find(key) for key in self._index(name).entries if key in wanted)
+        return [part for part in parts if part is not None]
 
     def _add(self, parts: Mapping[str, Part]) -> None:
         for name, keys in _by_shard(parts).items():

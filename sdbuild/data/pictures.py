@@ -12,6 +12,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
+from sdbuild.data.buckets import Fit
 from sdbuild.data.listing import ending
+from sdbuild.data.masks import ALPHA
 from sdbuild.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -61,6 +65,8 @@ class Decoded:
     """RGB, upright."""
     frames_dropped: bool
     """Whether the file holds further frames or pages."""
+    alpha: Image.Image | None = None
+    """Its opacity, grey; None where all of it is opaque."""
 
 
 def open_picture(path: Path, *, background: str = "white", name: str | None = None) -> Image.Image:
@@ -110,7 +116,8 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
                 raise _too_large(name)
             dropped = image.format in MOVING and bool(getattr(image, "is_animated", False))
             image.load()
-            return Decoded(_to_rgb(image, background, name), dropped)
+            rgb, alpha = _to_rgb(image, background, name)
+            return Decoded(rgb, dropped, alpha)
     except UnidentifiedImageError as error:
         if data.lstrip()[:1] == b"<" or _is_text(data):
             raise _bad(name, f"is text, not a picture, in spite of its {ending(name)}; replace or delete it") from error
@@ -124,36 +131,90 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
         raise _bad(name, f"is damaged ({reason}); copy it again or delete it") from error
 
 
-def pixel_digest(image: Image.Image) -> str:
-    """sha256 (hex) of a picture's size and RGB pixels: equal for equal pixels, whatever file they came from."""
+def open_masked(project: Path, path: str, mask: str | None, background: str) -> tuple[Image.Image, Image.Image | None]:
+    """Decode a picture of a project with its mask; see `decode` and `mask_of`."""
+    picture = decode(read_file(project / path, path), background=background, name=path)
+    data = None if mask is None or mask == ALPHA else read_mask(project, path, mask)
+    return picture.image, mask_of(picture, mask, data, name=path)
+
+
+def read_mask(project: Path, path: str, mask: str) -> bytes:
+    """Bytes of a mask's file; what is wrong with it is said of the picture `path`."""
+    with _blaming(path, mask):
+        return read_file(project / mask, mask)
+
+
+def mask_of(picture: Decoded, mask: str | None, data: bytes | None, *, name: str) -> Image.Image | None:
+    """Say what of a picture counts.
+
+    Args:
+        picture: decoded.
+        mask: path of its mask in messages, `ALPHA`, or None for one without.
+        data: of the mask's file, if it is one.
+        name: of the picture in messages.
+
+    Returns:
+        A grey picture of the same size, white where the picture counts; None where all of it does.
+
+    Raises:
+        DataError: the mask cannot be opened, has another size, or leaves nothing.
+    """
+    if mask is None:
+        return None
+    found = picture.alpha
+    if data is not None:
+        with _blaming(name, mask):
+            found = decode(data, background="black", name=mask).image.convert("L")
+        if found.size != picture.image.size:
+            sizes = [f"{width}×{height}" for width, height in (found.size, picture.image.size)]
+            raise _bad(name, f"its mask {mask} has {sizes[0]} pixels, the picture {sizes[1]}; save both in one size")
+    if found is None or found.getextrema() == (255, 255):
+        return None
+    if found.getextrema() == (0, 0):
+        what = "is transparent" if data is None else f"has a mask that is black ({mask})"
+        raise _bad(name, f"{what} everywhere, so nothing of it would be learned; mend or delete it")
+    return found
+
+
+@contextmanager
+def _blaming(name: str, mask: str) -> Iterator[None]:
+    """Say what is wrong with a mask of the picture that it belongs to."""
+    try:
+        yield
+    except DataError as error:
+        raise _bad(name, f"its mask {mask} {error.problems[0].message}") from error
+
+
+def pixel_digest(image: Image.Image, mask: Image.Image | None = None) -> str:
+    """sha256 (hex) of a picture's size, RGB pixels and mask: equal for equal pixels, whatever file they came from."""
     digest = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
     digest.update(image.tobytes())
+    if mask is not None:
+        digest.update(b"mask\n" + mask.tobytes())
     return digest.hexdigest()
 
 
-def fit(
-    image: Image.Image, *, resize: tuple[int, int], crop: tuple[int, int], bucket: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """Scale (Lanczos) and crop a picture into its bucket, as its `ImageRecord` says.
+def fit(image: Image.Image, how: Fit) -> NDArray[np.uint8]:
+    """Scale and crop a picture, or its mask, into a bucket.
 
     Args:
-        image: RGB.
-        resize: width and height to scale to.
-        crop: left and top of the bucket in the scaled picture.
-        bucket: width and height.
+        image: RGB, scaled with Lanczos' filter; or grey, scaled with a linear one, which never exceeds its values.
+        how: from its `ImageRecord`.
 
     Returns:
-        Pixels [height, width, 3]; the array is the caller's to write to.
+        Pixels [height, width, 3] or [height, width]; the array is the caller's to write to.
     """
-    left, top = crop
-    if image.size != resize:
-        image = image.resize(resize, Image.Resampling.LANCZOS)
-    if resize != bucket:
-        image = image.crop((left, top, left + bucket[0], top + bucket[1]))
+    left, top = how.crop
+    if image.size != how.resize:
+        filter_ = Image.Resampling.BILINEAR if image.mode == "L" else Image.Resampling.LANCZOS
+        image = image.resize(how.resize, filter_)
+    if how.resize != how.bucket:
+        image = image.crop((left, top, left + how.bucket[0], top + how.bucket[1]))
     return np.array(image, dtype=np.uint8)
 
 
-def _to_rgb(image: Image.Image, background: str, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """The picture in RGB over the background, and its alpha channel unless all of it is opaque."""
     profile: bytes | None = image.info.get("icc_profile")
     image = _to_8_bits(_upright(image), name)
     alpha = None
@@ -162,10 +223,10 @@ def _to_rgb(image: Image.Image, background: str, name: str) -> Image.Image:
         alpha = image.getchannel("A")
     image = _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
     if alpha is None or alpha.getextrema() == (255, 255):
-        return image
+        return image, None
     image.putalpha(alpha)
     under = Image.new("RGBA", image.size, (*ImageColor.getrgb(background)[:3], 255))
-    return Image.alpha_composite(under, image).convert("RGB")
+    return Image.alpha_composite(under, image).convert("RGB"), alpha
 
 
 def _upright(image: Image.Image) -> Image.Image:

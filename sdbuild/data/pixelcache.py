@@ -1,8 +1,9 @@
 """Remembers what pictures decode to, so that renaming, moving, copying and touching them costs no decoding.
 
 Two tables in one SQLite file: a file's identity (size, modification time, inode) gives the md5 of its bytes, and the
-md5 with the background gives the pixel digest. It is a cache: safe to delete, shared by recipes and processes, and
-begun anew when it is damaged or of another version. Importing this module is light, for the planner asks it too.
+md5 with the background and the mask gives the pixel digest. It is a cache: safe to delete, shared by recipes and
+processes, and begun anew when it is damaged or of another version. Importing this module is light, for the planner
+asks it too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ CACHE_NAME = "pixels.sqlite"
 RACY_NS = 2_000_000_000
 """A file changed this shortly ago may change again within one tick of its clock: its identity is not recorded."""
 
-_CHUNK = 500
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (size INTEGER, mtime_ns INTEGER, inode INTEGER, md5 TEXT NOT NULL,
     PRIMARY KEY (size, mtime_ns, inode)) WITHOUT ROWID;
@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS pixels (md5 TEXT, background TEXT, digest TEXT NOT NU
 T = TypeVar("T")
 Identity = tuple[int, int, int]
 """Size, modification time in ns, inode."""
+PixelKey = tuple[str, str]
+"""The md5 of a picture's file, and what else its pixels depend on: see `masks.treatment`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +73,23 @@ class PixelCache:
 
         return self._read(ask, {})
 
-    def pixels(self, md5s: Iterable[str], background: str) -> dict[str, Pixels]:
-        """What is known of files by their md5: the planner counts the others as new."""
-        wanted = sorted(set(md5s))
+    def pixels(self, keys: Iterable[PixelKey]) -> dict[PixelKey, Pixels]:
+        """Those pictures that are known: the planner counts the others as new."""
+        wanted = set(keys)
 
-        def ask(connection: sqlite3.Connection) -> dict[str, Pixels]:
-            found: dict[str, Pixels] = {}
-            for start in range(0, len(wanted), _CHUNK):
-                chunk = wanted[start : start + _CHUNK]
-                find = f"""SELECT md5, digest, width, height, frames_dropped FROM pixels
-                    WHERE background = ? AND md5 IN ({",".join("?" * len(chunk))})"""
-                for md5, digest, width, height, dropped in connection.execute(find, (background, *chunk)):
-                    found[md5] = Pixels(digest, width, height, bool(dropped))
-            return found
+        def ask(connection: sqlite3.Connection) -> dict[PixelKey, Pixels]:
+            find = "SELECT digest, width, height, frames_dropped FROM pixels WHERE md5 = ? AND background = ?"
+            rows = ((key, connection.execute(find, key).fetchone()) for key in wanted)
+            return {key: Pixels(row[0], row[1], row[2], bool(row[3])) for key, row in rows if row is not None}
 
         return self._read(ask, {})
 
-    def record(self, files: Mapping[Identity, str], pixels: Mapping[str, Pixels], background: str) -> None:
-        """Remember md5s of files and pixels of md5s. A cache that cannot be written is no error."""
+    def record(self, files: Mapping[Identity, str], pixels: Mapping[PixelKey, Pixels]) -> None:
+        """Remember md5s of files and pixels of pictures. A cache that cannot be written is no error."""
         newest = time.time_ns() - RACY_NS
         file_rows = [(*identity, md5) for identity, md5 in files.items() if identity[1] < newest]
         pixel_rows = [
-            (md5, background, known.digest, known.width, known.height, int(known.frames_dropped))
-            for md5, known in pixels.items()
+            (*key, known.digest, known.width, known.height, int(known.frames_dropped)) for key, known in pixels.items()
         ]
         if not file_rows and not pixel_rows:
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdbuild.data.buckets import Size, bucket_sizes, fit_to_bucket, nearest_bucket
+from sdbuild.data.buckets import Fit, Size, bucket_sizes, fit_to_bucket, nearest_bucket, random_fits
 from sdbuild.data.pixelcache import Pixels
 from sdbuild.data.records import ImageRecord
 from sdbuild.errors import Problem
@@ -45,20 +45,24 @@ class Findings:
 
 
 def place(
-    pictures: Iterable[tuple[int, str, Pixels]], spec: Mapping[str, Any], findings: Findings
+    pictures: Iterable[tuple[int, str, Pixels]], masks: Mapping[str, str], spec: Mapping[str, Any], findings: Findings
 ) -> list[ImageRecord]:
     """Put pictures into buckets, each once a dataset, all of them to train on.
 
     Args:
         pictures: dataset, path and pixels; the first path of a dataset's equal pictures names the record.
-        spec: `{"resolution", "buckets": {"step", "max_aspect"}, "crop"}`.
+        masks: by path; see `masks.pair`.
+        spec: `{"datasets": [{"resolutions"?}], "resolution", "buckets": {"step", "max_aspect"}, "crop", "crops"?}`.
         findings: told of pictures that cannot be used and of those worth a word.
     """
     max_aspect = spec["buckets"]["max_aspect"]
-    sizes = bucket_sizes(spec["resolution"], spec["buckets"]["step"], max_aspect)
+    sizes_of = [
+        [bucket_sizes(resolution, spec["buckets"]["step"], max_aspect) for resolution in resolutions]
+        for resolutions in (dataset.get("resolutions", [spec["resolution"]]) for dataset in spec["datasets"])
+    ]
     records: dict[tuple[int, str], ImageRecord] = {}
     for dataset, path, known in sorted(pictures, key=lambda picture: picture[:2]):
-        message = _unusable(known, sizes, max_aspect)
+        message = next(filter(None, (_unusable(known, sizes, max_aspect) for sizes in sizes_of[dataset])), None)
         if message is not None:
             findings.pictures[dataset, path] = Problem(file=path, message=message)
             continue
@@ -69,9 +73,8 @@ def place(
             findings.note("left out, as another in the same dataset has the same pixels", path)
             records[dataset, known.digest] = replace(first, duplicates=(*first.duplicates, path))
             continue
-        bucket = nearest_bucket(known.width, known.height, sizes)
-        fit = fit_to_bucket(known.width, known.height, bucket, spec["crop"])
-        if fit.resize[0] > 2 * known.width:
+        fit, *further = (fit for sizes in sizes_of[dataset] for fit in _fits(known, sizes, spec))
+        if any(each.resize[0] > 2 * known.width for each in (fit, *further)):
             findings.note("enlarged to more than twice the size", path)
         records[dataset, known.digest] = ImageRecord(
             path=path,
@@ -83,6 +86,8 @@ def place(
             resize=fit.resize,
             crop=fit.crop,
             split="train",
+            further=tuple(further),
+            mask=masks.get(path),
         )
     return list(records.values())
 
@@ -116,6 +121,13 @@ def hold_out(
 
 def _draw(digest: str) -> str:
     return hashlib.sha256(f"{digest}holdout".encode()).hexdigest()
+
+
+def _fits(known: Pixels, sizes: tuple[Size, ...], spec: Mapping[str, Any]) -> tuple[Fit, ...]:
+    bucket = nearest_bucket(known.width, known.height, sizes)
+    if spec["crop"] == "random":
+        return random_fits(known.width, known.height, bucket, known.digest, spec.get("crops", 1))
+    return (fit_to_bucket(known.width, known.height, bucket, spec["crop"]),)
 
 
 def _unusable(known: Pixels, sizes: tuple[Size, ...], max_aspect: float) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdbuild.data.buckets import Fit
 from sdbuild.data.listing import shown
 from sdbuild.errors import DataError, Problem
 
@@ -42,11 +43,20 @@ class ImageRecord:
     split: Split
     duplicates: tuple[str, ...] = ()
     """Other paths of the same dataset with the same pixels."""
+    further: tuple[Fit, ...] = ()
+    """Other ways in which it is seen: at other resolutions, with other crops."""
+    mask: str | None = None
+    """Path of its mask, or `masks.ALPHA`; None where all of it counts."""
 
     @property
     def key(self) -> str:
         """Name of the record in random draws: stable under renaming."""
         return f"{self.dataset}:{self.digest}"
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        """All ways in which it is seen."""
+        return Fit(bucket=self.bucket, resize=self.resize, crop=self.crop), *self.further
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +78,8 @@ class CaptionRecord:
     text: str
     origin: Origin
     split: Split
+    others: tuple[str, ...] = ()
+    """Further captions of the picture."""
 
     @property
     def key(self) -> str:
@@ -86,20 +98,20 @@ def iter_images(path: Path) -> Iterator[ImageRecord | SkippedImage]:
             if "skipped" in row:
                 yield SkippedImage(path=row["path"], dataset=row["dataset"], skipped=row["skipped"])
                 continue
-            width, height = row["bucket"]
-            resized_width, resized_height = row["resize"]
-            left, top = row["crop"]
+            fit = _fit(row)
             yield ImageRecord(
                 path=row["path"],
                 dataset=row["dataset"],
                 digest=row["digest"],
                 width=row["width"],
                 height=row["height"],
-                bucket=(width, height),
-                resize=(resized_width, resized_height),
-                crop=(left, top),
+                bucket=fit.bucket,
+                resize=fit.resize,
+                crop=fit.crop,
                 split=row["split"],
                 duplicates=tuple(row.get("duplicates", ())),
+                further=tuple(map(_fit, row.get("further", ()))),
+                mask=row.get("mask"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise _bad_row(path, number) from error
@@ -136,6 +148,7 @@ def iter_captions(path: Path) -> Iterator[CaptionRecord]:
                 text=row["text"],
                 origin=row["origin"],
                 split=row["split"],
+                others=tuple(row.get("others", ())),
             )
         except (KeyError, TypeError) as error:
             raise _bad_row(path, number) from error
@@ -189,17 +202,27 @@ def _image_row(row: ImageRecord | SkippedImage) -> dict[str, Any]:
     }
     if row.duplicates:
         fields["duplicates"] = row.duplicates
+    if row.further:
+        fields["further"] = [{"bucket": fit.bucket, "resize": fit.resize, "crop": fit.crop} for fit in row.further]
+    if row.mask is not None:
+        fields["mask"] = row.mask
     return fields
 
 
+def _fit(row: Mapping[str, Any]) -> Fit:
+    (width, height), (scaled_width, scaled_height), (left, top) = row["bucket"], row["resize"], row["crop"]
+    return Fit(bucket=(width, height), resize=(scaled_width, scaled_height), crop=(left, top))
+
+
 def _caption_row(row: CaptionRecord) -> dict[str, Any]:
-    return {
+    fields = {
         "digest": row.digest,
         "dataset": row.dataset,
         "text": row.text,
         "origin": row.origin,
         "split": row.split,
     }
+    return {**fields, "others": row.others} if row.others else fields
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

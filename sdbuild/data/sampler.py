@@ -63,6 +63,11 @@ class Sampler:
         self._epoch = -1
         self._batches: list[list[int]] = []
 
+    @property
+    def counts(self) -> dict[Hashable, float]:
+        """Records that an epoch has in each bucket."""
+        return {bucket: len(group) for bucket, group in self._groups.items()}
+
     def batch(self, step: int) -> list[int]:
         """Indexes of the records of a step (from 0); the order of an epoch is worked out at its first step."""
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -189,6 +189,12 @@ def write_shard(path: Path, parts: Iterable[Part]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shard_size(parts: Collection[Part]) -> int:
+    """Bytes of a shard with these parts; 0 for none, since there is no such file."""
+    ordered = sorted(parts, key=lambda part: part.key)
+    return len(_header(ordered)) + sum(spec.size for part in ordered for spec in part.tensors) if ordered else 0
 
 
 def _header(parts: Sequence[Part]) -> bytes:

@@ -16,6 +16,8 @@ from typing import Any
 from sdbuild.data.captions import caption_records
 from sdbuild.data.listing import is_picture
 from sdbuild.data.records import CaptionRecord, ImageRecord
+from sdbuild.data.tags import distinct_texts
+from sdbuild.data.wanted import placements
 
 
 def pictures(listing: Mapping[str, str]) -> dict[str, str]:
@@ -28,32 +30,41 @@ def pictures(listing: Mapping[str, str]) -> dict[str, str]:
 
 
 def texts_of(images: Iterable[ImageRecord], spec: Mapping[str, Any], project: Path) -> dict[str, Any]:
-    """captions: `{"<dataset>:<digest>": [text, origin, split]}`, which is the step's result.
+    """captions: `{"<dataset>:<digest>": [text, origin, split]}`, which is the step's result; further texts come last.
 
     Mistakes in captions are part of the view (under `problems`), so that it differs from every recorded one: the
     step then runs and reports them.
     """
     captions = caption_records(images, spec, project)
-    view: dict[str, Any] = {row.key: [row.text, row.origin, row.split] for row in captions.records}
+    view: dict[str, Any] = {row.key: [row.text, row.origin, row.split, *row.others] for row in captions.records}
     if captions.problems:
         view["problems"] = [str(problem) for problem in captions.problems]
     return view
 
 
 def pixels(images: Iterable[ImageRecord]) -> list[list[Any]]:
-    """latents: sorted `[digest, bucket, resize, crop]`, each once; paths and splits do not matter."""
-    rows = {(row.digest, row.bucket, row.resize, row.crop) for row in images}
-    return [[digest, list(bucket), list(resize), list(crop)] for digest, bucket, resize, crop in sorted(rows)]
+    """latents: sorted `[digest, bucket, resize, crop]`, each once; paths and splits do not matter.
+
+    The datasets that see a picture so come last, where others see it in other ways.
+    """
+    rows = [
+        [
+            each.record.digest,
+            *map(list, (each.fit.bucket, each.fit.resize, each.fit.crop, *filter(None, [each.datasets]))),
+        ]
+        for each in placements(images)
+    ]
+    return sorted(rows)
 
 
-def texts(captions: Iterable[CaptionRecord]) -> list[str]:
-    """text: sorted captions, each once."""
-    return sorted({row.text for row in captions})
+def texts(captions: Iterable[CaptionRecord], spec: Mapping[str, Any]) -> list[str]:
+    """text: sorted texts that records may be seen with, each once."""
+    return sorted(distinct_texts(captions, spec))
 
 
 def records(captions: Iterable[CaptionRecord]) -> dict[str, Any]:
-    """train: `{"<dataset>:<digest>": [text, split]}`; where a caption came from does not matter."""
-    return {row.key: [row.text, row.split] for row in captions}
+    """train: `{"<dataset>:<digest>": [text, split]}`, further texts last; where a caption came from does not matter."""
+    return {row.key: [row.text, row.split, *row.others] for row in captions}
 
 
 def digest_of(view: Any) -> str:

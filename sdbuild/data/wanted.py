@@ -2,42 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdbuild.data.buckets import Fit
 from sdbuild.data.items import item_key
-from sdbuild.data.records import ImageRecord
+from sdbuild.data.records import CaptionRecord, ImageRecord
+from sdbuild.data.tags import distinct_texts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """A picture in one bucket."""
+
+    record: ImageRecord
+    fit: Fit
+    datasets: tuple[int, ...] | None
+    """Datasets that see the picture so; None for all that have it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WantedLatent:
-    """One latent and the picture that it is made of."""
+    """One latent and what it is made of."""
 
-    record: ImageRecord
+    placement: Placement
     flip: bool
+
+    @property
+    def geometry(self) -> tuple[int, int, int, int, int, int]:
+        """Height and width of the picture as it was, top and left of its crop, height and width of the crop."""
+        record, fit = self.placement.record, self.placement.fit
+        left, top = fit.crop
+        if self.flip:
+            left = fit.resize[0] - fit.bucket[0] - left
+        return record.height, record.width, top, left, fit.bucket[1], fit.bucket[0]
+
+
+def placements(records: Iterable[ImageRecord]) -> Iterator[Placement]:
+    """Yield every way in which some pictures are seen, each once; equal pixels are one picture."""
+    datasets: dict[str, set[int]] = {}
+    found: dict[tuple[str, Fit], tuple[ImageRecord, set[int]]] = {}
+    for record in records:
+        datasets.setdefault(record.digest, set()).add(record.dataset)
+        for fit in record.fits:
+            found.setdefault((record.digest, fit), (record, set()))[1].add(record.dataset)
+    for (digest, fit), (record, seeing) in found.items():
+        some = None if seeing == datasets[digest] else tuple(sorted(seeing))
+        yield Placement(record=record, fit=fit, datasets=some)
 
 
 def wanted_latents(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_digest: str) -> dict[str, WantedLatent]:
-    """Return the items that cover some pictures, by key; equal pixels are one item."""
+    """Return the items that cover some pictures, by key."""
     found: dict[str, WantedLatent] = {}
-    for record in records:
-        for flip in (False, True) if spec["flip"] else (False,):
+    flips = (False, True) if spec["flip"] else (False,)
+    for placement in placements(records):
+        fit = placement.fit
+        for flip in flips:
             key = item_key(
                 "latent",
-                digest=record.digest,
-                bucket=record.bucket,
-                resize=record.resize,
-                crop=record.crop,
+                digest=placement.record.digest,
+                bucket=fit.bucket,
+                resize=fit.resize,
+                crop=fit.crop,
                 flip=flip,
                 vae=vae_digest,
                 dtype=spec["dtype"],
             )
-            found.setdefault(key, WantedLatent(record=record, flip=flip))
+            found[key] = WantedLatent(placement=placement, flip=flip)
     return found
 
 
-def wanted_texts(captions: Iterable[str], spec: Mapping[str, Any], encoder_digest: str) -> dict[str, str]:
-    """Return the captions to encode, each once, by item key; with the empty one where the spec wants it."""
-    texts = {*captions, ""} if spec["empty"] else set(captions)
+def wanted_texts(captions: Iterable[CaptionRecord], spec: Mapping[str, Any], encoder_digest: str) -> dict[str, str]:
+    """Return the texts to encode, each once, by item key; with the empty one where the spec wants it."""
+    texts = distinct_texts(captions, spec) | ({""} if spec["empty"] else set())
     return {item_key("text", caption=text, encoder=encoder_digest): text for text in texts}

@@ -30,6 +30,30 @@ def trained_components(method: Mapping[str, Any]) -> tuple[str, ...]:
     return ("unet", "scheduler", "vae", *(("text_encoder", "tokenizer") if method.get("text_encoder") else ()))
 
 
+OPTIONAL: Mapping[str, Any] = {
+    "resolutions": None,
+    "crops": 1,
+    "lines": False,
+    "tags": None,
+    "weight": None,
+}
+"""Settings that specs have only where a recipe sets them, so that what was built before they existed stays fresh."""
+
+
+def _set(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: section[key] for key in keys if section.get(key, OPTIONAL[key]) != OPTIONAL[key]}
+
+
+def _where_masks_are(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    mask = dataset.get("mask")
+    return {"mask": {key: value for key, value in mask.items() if key != "minimum"}} if mask else {}
+
+
+def _mask_minimum(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    mask = dataset.get("mask")
+    return {"mask_minimum": mask["minimum"]} if mask and mask["minimum"] else {}
+
+
 def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     datasets, images, method, train = recipe["datasets"], recipe["images"], recipe["method"], recipe["train"]
     folder = f"build/{name}"
@@ -43,8 +67,17 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     yield step(
         "images",
         {
-            "datasets": [{"path": data["path"], "holdout": data["holdout"]} for data in datasets],
+            "datasets": [
+                {
+                    "path": data["path"],
+                    "holdout": data["holdout"],
+                    **_set(data, "resolutions"),
+                    **_where_masks_are(data),
+                }
+                for data in datasets
+            ],
             **{key: images[key] for key in ("resolution", "buckets", "crop", "background", "on_error")},
+            **_set(images, "crops"),
         },
         deps=folders,
         outs=(Out(path=images_file),),
@@ -52,7 +85,12 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     )
     yield step(
         "captions",
-        {"datasets": [{key: data[key] for key in ("path", "caption", "trigger")} for data in datasets]},
+        {
+            "datasets": [
+                {**{key: data[key] for key in ("path", "caption", "trigger")}, **_set(data, "lines")}
+                for data in datasets
+            ]
+        },
         deps=(Dep(path=images_file, viewed=True), *folders),
         outs=(Out(path=captions_file),),
         views=("captions",),
@@ -69,10 +107,14 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         views=("pixels", "base"),
         components=("vae",),
     )
+    tags = [_set(data, "tags") for data in datasets]
     if not trains_text:
         yield step(
             "text",
-            {"empty": train["caption_dropout"] > 0},
+            {
+                "empty": train["caption_dropout"] > 0,
+                **({"datasets": tags} if any(tags) else {}),
+            },
             deps=(Dep(path=captions_file, viewed=True),),
             outs=(Out(path=f"{folder}/text"),),
             views=("texts", "base"),
@@ -83,7 +125,9 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         "train",
         {
             "name": name,
-            "datasets": [{"repeats": data["repeats"]} for data in datasets],
+            "datasets": [
+                {"repeats": data["repeats"], **_set(data, "weight", "tags"), **_mask_minimum(data)} for data in datasets
+            ],
             "method": method,
             "train": train,
         },

@@ -29,15 +29,15 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     write_captions(out / "captions.jsonl", captions.records, skipped=len(read_skipped(inputs.images)))
     total = len(captions.records)
     context.progress(total, total, "captions")
-    computed = sum(known.get(row.key) != (row.text, row.origin) for row in captions.records)
+    computed = sum(known.get(row.key) != (row.origin, row.text, *row.others) for row in captions.records)
     return Items(total=total, computed=computed)
 
 
-def _known(path: Path) -> dict[str, tuple[str, str]]:
+def _known(path: Path) -> dict[str, tuple[str, ...]]:
     rows: list[CaptionRecord] = []
     if path.is_file():
         try:
             rows = read_captions(path)
         except DataError:
             rows = []  # it only serves to count what changed
-    return {row.key: (row.text, row.origin) for row in rows}
+    return {row.key: (row.origin, row.text, *row.others) for row in rows}

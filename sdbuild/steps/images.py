@@ -8,6 +8,7 @@ from typing import Any
 
 from sdbuild.data.examine import examine
 from sdbuild.data.listing import PICTURES, ending, scan
+from sdbuild.data.masks import ALPHA, pair
 from sdbuild.data.pixelcache import CACHE_NAME, PixelCache
 from sdbuild.data.placing import Findings, hold_out, place
 from sdbuild.data.records import SkippedImage, write_images
@@ -22,9 +23,10 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         DataError: pictures or datasets are unusable; lists all of them.
     """
     findings = Findings()
-    found = _find(spec["datasets"], inputs.project, findings)
+    found, masks = _find(spec["datasets"], inputs.project, findings)
     examined = examine(
         {path for _, path in found},
+        masks,
         inputs.project,
         PixelCache(context.items / CACHE_NAME),
         spec["background"],
@@ -37,7 +39,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         else:
             problem = examined.problems[path]
             findings.pictures[dataset, problem.file or path] = problem
-    records = place(usable, spec, findings)
+    records = place(usable, masks, spec, findings)
     skip = spec["on_error"] == "skip"
     if skip or not findings.pictures:
         records = hold_out(records, spec["datasets"], findings)
@@ -59,9 +61,12 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     return Items(total=len(records), computed=examined.decoded)
 
 
-def _find(datasets: Sequence[Mapping[str, Any]], project: Path, findings: Findings) -> list[tuple[int, str]]:
-    """Dataset and project path of every picture file."""
+def _find(
+    datasets: Sequence[Mapping[str, Any]], project: Path, findings: Findings
+) -> tuple[list[tuple[int, str]], dict[str, str]]:
+    """Dataset and project path of every picture, and the mask of each that has one."""
     found: list[tuple[int, str]] = []
+    masks: dict[str, str] = {}
     for index, dataset in enumerate(datasets):
         folder = _folder(dataset)
         try:
@@ -80,11 +85,26 @@ def _find(datasets: Sequence[Mapping[str, Any]], project: Path, findings: Findin
             kind = ending(relative) if (project / folder / relative).is_file() else ""
             reason = f"{kind} is not read; save as PNG or JPEG" if kind else "links to folders are not followed"
             findings.note(f"left out: {reason}", f"{folder}/{relative}")
-        if not listing.pictures:
+        paired = pair(listing.pictures, dataset.get("mask"))
+        for message, paths in (
+            ("masks of no picture", paired.alone),
+            ("left out: another file is the mask of the same picture", paired.twice),
+        ):
+            for relative in paths:
+                findings.note(message, f"{folder}/{relative}")
+        if "mask" in dataset:
+            for relative in paired.pictures:
+                if relative not in paired.masks:
+                    findings.note("without a mask: all of it is learned", f"{folder}/{relative}")
+        masks |= {
+            f"{folder}/{relative}": mask if mask == ALPHA else f"{folder}/{mask}"
+            for relative, mask in paired.masks.items()
+        }
+        if not paired.pictures:
             message = f"holds no pictures; put some there ({', '.join(sorted(PICTURES))})"
             findings.datasets.append(Problem(file=folder, message=message))
-        found += [(index, f"{folder}/{relative}") for relative in listing.pictures]
-    return found
+        found += [(index, f"{folder}/{relative}") for relative in paired.pictures]
+    return found, masks
 
 
 def _nothing_left(datasets: Sequence[Mapping[str, Any]], used: set[int], findings: Findings) -> None:

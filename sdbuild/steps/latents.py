@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbuild.data.buckets import Size
 from sdbuild.data.items import ItemStore, export, reuse
 from sdbuild.data.records import ImageRecord, iter_images, write_lines
 from sdbuild.data.wanted import WantedLatent, wanted_latents
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdbuild.families.contract import LatentEncoder
+
+    Pixels = tuple[NDArray[uint8], NDArray[uint8] | None]
 
 COMPONENTS = ("vae",)
 THREADS = 2
@@ -46,7 +49,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     previous = reuse(context.previous / "latents")
     missing = store.missing(wanted, previous)
     if missing:
-        encoder = _load(inputs.base, spec["dtype"], [wanted[key].record for key in missing])
+        encoder = _load(inputs.base, spec["dtype"], [wanted[key].placement.fit.bucket for key in missing])
         chosen = [(key, wanted[key]) for key in missing]
         store.fill(_encode(chosen, encoder, inputs.project, spec["background"], context))
     export(wanted, out / "latents", [previous, store])
@@ -55,11 +58,16 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
 
 
 def _index(wanted: Mapping[str, WantedLatent]) -> list[dict[str, Any]]:
-    rows = ({"digest": item.record.digest, "flip": item.flip, "key": key} for key, item in wanted.items())
+    """Which item is whose; where datasets see the same pixels in different ways, also which datasets see it so."""
+    rows = [
+        {"digest": item.placement.record.digest, "flip": item.flip, "key": key}
+        | ({} if item.placement.datasets is None else {"datasets": item.placement.datasets})
+        for key, item in wanted.items()
+    ]
     return sorted(rows, key=lambda row: (row["digest"], row["flip"], row["key"]))
 
 
-def _load(base: Path, dtype: str, records: Sequence[ImageRecord]) -> LatentEncoder:
+def _load(base: Path, dtype: str, buckets: Iterable[Size]) -> LatentEncoder:
     from accelerate import PartialState
 
     from sdbuild import families
@@ -67,7 +75,7 @@ def _load(base: Path, dtype: str, records: Sequence[ImageRecord]) -> LatentEncod
 
     family = families.load(base)
     factor = family.vae_factor
-    odd = {record.bucket for record in records if any(side % factor for side in record.bucket)}
+    odd = {bucket for bucket in buckets if any(side % factor for side in bucket)}
     if odd:
         sizes = ", ".join(f"{width}×{height}" for width, height in sorted(odd))
         message = f"buckets {sizes}: sides must be multiples of {factor} for this base; choose such a step"
@@ -82,16 +90,26 @@ def _encode(
 
     context.progress(0, len(chosen), "latents")
     pictures = _ahead((item for _, item in chosen), project, background)
-    for done, ((key, _), picture) in enumerate(zip(chosen, pictures, strict=True), start=1):
+    for done, ((key, _), (picture, mask)) in enumerate(zip(chosen, pictures, strict=True), start=1):
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
         mean, logvar = encoder.encode(pixels)
-        yield key, {"mean": mean, "logvar": logvar}
+        item = {"mean": mean, "logvar": logvar}
+        if mask is not None:
+            item["mask"] = _shrink(torch.from_numpy(mask), mean)
+        yield key, item
         context.progress(done, len(chosen), "latents")
 
 
-def _ahead(wanted: Iterable[WantedLatent], project: Path, background: str) -> Iterator[NDArray[uint8]]:
+def _shrink(mask: Tensor, latent: Tensor) -> Tensor:
+    """Average a mask [H, W] of bytes over the pixels of each latent place: float32 [1, h, w] in [0, 1]."""
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    return adaptive_avg_pool2d(mask[None].float() / 255, (latent.shape[-2], latent.shape[-1]))
+
+
+def _ahead(wanted: Iterable[WantedLatent], project: Path, background: str) -> Iterator[Pixels]:
     """Decode pictures in order, some ahead of their use."""
-    pending: deque[Future[NDArray[uint8]]] = deque()
+    pending: deque[Future[Pixels]] = deque()
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
     try:
         for item in wanted:
@@ -104,17 +122,19 @@ def _ahead(wanted: Iterable[WantedLatent], project: Path, background: str) -> It
         pool.shutdown(cancel_futures=True)
 
 
-def read_pixels(item: WantedLatent, project: Path, background: str) -> NDArray[uint8]:
-    """Decode one picture into its bucket: RGB [height, width, 3].
+def read_pixels(item: WantedLatent, project: Path, background: str) -> Pixels:
+    """Decode one picture into its bucket: RGB [height, width, 3], and its mask [height, width] if it has one.
 
     Raises:
         DataError: it is not the picture that was scanned.
     """
-    from sdbuild.data.pictures import fit, open_picture, pixel_digest
+    from sdbuild.data.pictures import fit, open_masked, pixel_digest
 
-    record = item.record
-    image = open_picture(project / record.path, background=background, name=record.path)
-    if pixel_digest(image) != record.digest:
+    record = item.placement.record
+    image, mask = open_masked(project, record.path, record.mask, background)
+    if pixel_digest(image, mask) != record.digest:
         raise DataError([Problem(file=record.path, message="changed while it was being built; build again")])
-    pixels = fit(image, resize=record.resize, crop=record.crop, bucket=record.bucket)
-    return pixels[:, ::-1].copy() if item.flip else pixels
+    found = [None if each is None else fit(each, item.placement.fit) for each in (image, mask)]
+    pixels, counts = (each if each is None or not item.flip else each[:, ::-1].copy() for each in found)
+    assert pixels is not None
+    return pixels, counts

@@ -24,8 +24,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     """Write `text/`: item shards, and `index.jsonl` with the key of each caption."""
     assert inputs.captions is not None
     assert inputs.base is not None
-    captions = (row.text for row in iter_captions(inputs.captions))
-    wanted = wanted_texts(captions, spec, read_digest(spec, inputs.base, COMPONENTS))
+    wanted = wanted_texts(iter_captions(inputs.captions), spec, read_digest(spec, inputs.base, COMPONENTS))
     store = ItemStore(context.items / "text", warn=context.warn)
     previous = reuse(context.previous / "text")
     missing = store.missing(wanted, previous)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdbuild.data.items import ShardReader
 from sdbuild.data.records import CaptionRecord
+from sdbuild.data.sampler import Sampler
+from sdbuild.data.shares import WeightedSampler
+from sdbuild.data.tags import texts_of
 from sdbuild.errors import StepError
 from sdbuild.training.examples import Example
 
@@ -18,35 +21,70 @@ INDEX = "index.jsonl"
 
 
 def read_examples(
-    captions: Sequence[CaptionRecord], latents: Path, repeats: Sequence[int]
+    captions: Sequence[CaptionRecord], latents: Path, datasets: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Example], list[Example]]:
     """Return the examples to train on and the held-out ones, each sorted by key.
+
+    A record is one example at each of its resolutions.
 
     Args:
         captions: rows of `captions.jsonl`.
         latents: folder of the latents step.
-        repeats: of each dataset.
+        datasets: of the train step's spec.
     """
     reader = ShardReader(latents)
-    keys: dict[str, list[str]] = {}
+    rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(_rows(latents), key=lambda row: (row["digest"], row["flip"])):
-        keys.setdefault(row["digest"], []).append(row["key"])
+        rows.setdefault(row["digest"], []).append(row)
     split: dict[str, list[Example]] = {"train": [], "holdout": []}
     for record in sorted(captions, key=lambda record: record.key):
-        if record.digest not in keys:
+        shapes: dict[tuple[int, ...], list[str]] = {}
+        for row in rows.get(record.digest, ()):
+            if record.dataset in row.get("datasets", (record.dataset,)):
+                shapes.setdefault(_shape(reader, row["key"]), []).append(row["key"])
+        if not shapes:
             raise StepError(f"no latent for {record.text!r} ({record.digest[:12]}); build the latents step again")
-        variants = tuple(keys[record.digest])
-        split[record.split].append(
-            Example(
-                key=record.key,
-                digest=record.digest,
-                text=record.text,
-                latents=variants,
-                shape=_shape(reader, variants[0]),
-                repeats=repeats[record.dataset],
+        dataset = datasets[record.dataset]
+        for shape in sorted(shapes):
+            split[record.split].append(
+                Example(
+                    key=record.key if len(shapes) == 1 else f"{record.key}@{shape[-1]}x{shape[-2]}",
+                    digest=record.digest,
+                    dataset=record.dataset,
+                    text=record.text,
+                    texts=texts_of(record, dataset.get("tags")),
+                    latents=tuple(shapes[shape]),
+                    shape=shape,
+                    repeats=dataset["repeats"],
+                    mask_minimum=dataset.get("mask_minimum", 0.0),
+                )
             )
-        )
     return split["train"], split["holdout"]
+
+
+def sampler_of(
+    examples: Sequence[Example], datasets: Sequence[Mapping[str, Any]], *, batch: int, seed: int
+) -> Sampler | WeightedSampler:
+    """Return what decides the order of examples, by the datasets' repeats or weights.
+
+    Args:
+        examples: to train on.
+        datasets: of the train step's spec.
+        batch: examples a step.
+        seed: of the training.
+    """
+    keys = [example.key for example in examples]
+    shapes = [example.shape for example in examples]
+    weights = {index: dataset["weight"] for index, dataset in enumerate(datasets) if "weight" in dataset}
+    if weights:
+        numbers = [example.dataset for example in examples]
+        return WeightedSampler(keys, shapes, numbers, weights=weights, batch=batch, seed=seed)
+    return Sampler(keys, shapes, batch=batch, seed=seed, repeats=[example.repeats for example in examples])
+
+
+def pictures(examples: Iterable[Example]) -> int:
+    """Count pictures: of those at several resolutions each is one."""
+    return len({(example.dataset, example.digest) for example in examples})
 
 
 def read_texts(text: Path) -> dict[str, str]:
@@ -58,7 +96,7 @@ def data_digest(captions: Sequence[CaptionRecord], folders: Sequence[Path]) -> s
     """Return the sha256 (hex) of what is trained on: captions with their splits, and the keys of their items."""
     digest = hashlib.sha256()
     for record in sorted(captions, key=lambda record: record.key):
-        digest.update(json.dumps([record.key, record.text, record.split]).encode() + b"\n")
+        digest.update(json.dumps([record.key, record.text, record.split, *record.others]).encode() + b"\n")
     for folder in folders:
         for row in sorted(json.dumps(row, sort_keys=True) for row in _rows(folder)):
             digest.update(row.encode() + b"\n")

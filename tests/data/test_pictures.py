@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from sdbuild.data.buckets import Fit
 from sdbuild.data.pictures import decode, fit, open_picture, pixel_digest
 from sdbuild.errors import DataError
 from tests.data.files import animated, bomb, encoded, pattern, write
@@ -212,10 +213,10 @@ def test_names_in_any_script(tmp_path: Path) -> None:
 
 
 def test_fit_scales_and_crops() -> None:
-    pixels = fit(pattern(80, 40), resize=(64, 32), crop=(16, 0), bucket=(32, 32))
+    pixels = fit(pattern(80, 40), Fit(resize=(64, 32), crop=(16, 0), bucket=(32, 32)))
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.writeable
-    whole = fit(pattern(80, 40), resize=(64, 32), crop=(0, 0), bucket=(64, 32))
+    whole = fit(pattern(80, 40), Fit(resize=(64, 32), crop=(0, 0), bucket=(64, 32)))
     assert np.array_equal(pixels, whole[:, 16:48])
-    assert np.array_equal(fit(pattern(), resize=(40, 30), crop=(0, 0), bucket=(40, 30)), np.asarray(pattern()))
+    assert np.array_equal(fit(pattern(), Fit(resize=(40, 30), crop=(0, 0), bucket=(40, 30))), np.asarray(pattern()))

@@ -15,11 +15,12 @@ from sdbuild.data.pixelcache import VERSION, PixelCache, Pixels
 OLD = 1_600_000_000_000_000_000
 PIXELS = Pixels("d" * 64, 40, 30, True)
 FILE = (100, OLD, 7)
+M = ("m", "white")
 
 
 def filled(path: Path) -> PixelCache:
     cache = PixelCache(path)
-    cache.record({FILE: "m"}, {"m": PIXELS}, "white")
+    cache.record({FILE: "m"}, {M: PIXELS})
     return cache
 
 
@@ -27,23 +28,23 @@ def test_it_remembers(tmp_path: Path) -> None:
     filled(tmp_path / "sub" / "pixels.sqlite")
     cache = PixelCache(tmp_path / "sub" / "pixels.sqlite")
     assert cache.md5s([FILE, (1, 2, 3)]) == {FILE: "m"}
-    assert cache.pixels(["m", "n"], "white") == {"m": PIXELS}
-    assert cache.pixels(["m"], "black") == {}
-    assert len(cache.pixels([str(number) for number in range(2000)] + ["m"], "white")) == 1
+    assert cache.pixels([M, ("n", "white")]) == {M: PIXELS}
+    assert cache.pixels([("m", "black"), ("m", "white alpha")]) == {}
+    assert len(cache.pixels([*((str(number), "white") for number in range(2000)), M])) == 1
 
 
 def test_asking_makes_no_file(tmp_path: Path) -> None:
-    assert PixelCache(tmp_path / "a").pixels(["m"], "white") == {}
-    PixelCache(tmp_path / "a").record({}, {}, "white")
+    assert PixelCache(tmp_path / "a").pixels([M]) == {}
+    PixelCache(tmp_path / "a").record({}, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_changed_just_now_is_not_trusted(tmp_path: Path) -> None:
     cache = PixelCache(tmp_path / "a")
     now = (1, time.time_ns(), 2)
-    cache.record({now: "m"}, {"m": PIXELS}, "white")
+    cache.record({now: "m"}, {M: PIXELS})
     assert cache.md5s([now]) == {}
-    assert cache.pixels(["m"], "white") == {"m": PIXELS}
+    assert cache.pixels([M]) == {M: PIXELS}
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database" * 100])
@@ -67,13 +68,13 @@ def test_another_version_is_begun_anew(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "a")
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
-    assert PixelCache(tmp_path / "a").pixels(["m"], "white") == {}
-    assert filled(tmp_path / "a").pixels(["m"], "white") == {"m": PIXELS}
+    assert PixelCache(tmp_path / "a").pixels([M]) == {}
+    assert filled(tmp_path / "a").pixels([M]) == {M: PIXELS}
 
 
 def test_a_place_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert filled(tmp_path / "file" / "pixels.sqlite").pixels(["m"], "white") == {}
+    assert filled(tmp_path / "file" / "pixels.sqlite").pixels([M]) == {}
 
 
 def test_processes_write_at_once(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ from pathlib import Path
 from sdbuild.data.pixelcache import PixelCache, Pixels
 cache = PixelCache(Path(sys.argv[1]))
 for number in range(20):
-    cache.record({}, {f"{sys.argv[2]}-{number}": Pixels("d", 1, 2, False)}, "white")
+    cache.record({}, {(f"{sys.argv[2]}-{number}", "white"): Pixels("d", 1, 2, False)})
 """
     command = [sys.executable, "-c", script, str(tmp_path / "a")]
     processes = [subprocess.Popen([*command, str(number)]) for number in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
-    md5s = [f"{process}-{number}" for process in range(4) for number in range(20)]
-    assert len(PixelCache(tmp_path / "a").pixels(md5s, "white")) == 80
+    keys = [(f"{process}-{number}", "white") for process in range(4) for number in range(20)]
+    assert len(PixelCache(tmp_path / "a").pixels(keys)) == 80

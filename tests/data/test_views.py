@@ -31,7 +31,7 @@ def test_texts_come_once() -> None:
     rows = [
         CaptionRecord(digest=str(n), dataset=0, text=t, origin="sidecar", split="train") for n, t in enumerate("bab")
     ]
-    assert views.texts(rows) == ["a", "b"]
+    assert views.texts(rows, {"empty": True}) == ["a", "b"]
 
 
 def test_texts_of_pictures_are_the_captions(tmp_path: Path) -> None:

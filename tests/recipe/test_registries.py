@@ -38,7 +38,7 @@ def _presets() -> set[str]:
     [
         (_choices(Train, "optimizer"), OPTIMIZERS),
         (_choices(Train, "schedule"), SCHEDULES),
-        (_choices(Images, "crop"), CROPS),
+        (_choices(Images, "crop"), {*CROPS, "random"}),
         (_tags(CaptionSpec), CAPTIONERS),
         (_choices(Lora, "kind"), METHODS),
         (_presets(), PRESETS),

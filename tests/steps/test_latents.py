@@ -18,7 +18,7 @@ from sdbuild.data.items import ShardReader
 from sdbuild.data.records import ImageRecord, read_images
 from sdbuild.data.wanted import wanted_latents
 from sdbuild.errors import DataError
-from sdbuild.families import load, sd1
+from sdbuild.families import load, networks, sd1
 from sdbuild.families.digest import read_digest
 from sdbuild.steps import latents
 from tests.steps.stage import Stage, write_records
@@ -152,7 +152,7 @@ def test_what_was_encoded_is_kept_when_a_later_picture_fails(stage: Stage) -> No
     pictures = make_pictures(stage.project / "pictures", 30)
     images = write_records(stage.project, pictures)
     wanted = wanted_latents(read_images(images), SPEC, read_digest(SPEC, stage.base, latents.COMPONENTS))
-    last = stage.project / wanted[max(wanted)].record.path
+    last = stage.project / wanted[max(wanted)].placement.record.path
     good = last.read_bytes()
     last.write_bytes(b"")
     with pytest.raises(DataError, match="is empty"):
@@ -164,7 +164,7 @@ def test_what_was_encoded_is_kept_when_a_later_picture_fails(stage: Stage) -> No
 def test_few_pictures_are_in_memory_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     images = write_records(stage.project, make_pictures(stage.project / "pictures", 60))
     lock, alive, most = threading.Lock(), 0, 0
-    read, encode = latents.read_pixels, sd1.KLEncoder.encode
+    read, encode = latents.read_pixels, networks.KLEncoder.encode
 
     def counted_read(*arguments: Any) -> Any:
         nonlocal alive, most
@@ -173,14 +173,14 @@ def test_few_pictures_are_in_memory_at_once(stage: Stage, monkeypatch: pytest.Mo
             most = max(most, alive)
         return read(*arguments)
 
-    def counted_encode(self: sd1.KLEncoder, pixels: torch.Tensor) -> Any:
+    def counted_encode(self: networks.KLEncoder, pixels: torch.Tensor) -> Any:
         nonlocal alive
         with lock:
             alive -= 1
         return encode(self, pixels)
 
     monkeypatch.setattr(latents, "read_pixels", counted_read)
-    monkeypatch.setattr(sd1.KLEncoder, "encode", counted_encode)
+    monkeypatch.setattr(networks.KLEncoder, "encode", counted_encode)
     stage.run(latents, SPEC, images=images)
     assert alive == 0
     assert 1 < most <= latents.AHEAD + 1

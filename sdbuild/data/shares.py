@@ -1,0 +1,132 @@
+"""Batches in which datasets have exact shares, whatever their numbers of records: stateless, as `sampler.Sampler`.
+
+In an epoch every record is seen `rate` times, a number of at least 1 that differs by dataset and need not be whole.
+Epoch e holds record i of a dataset of N records floor(rate (e + 1) + r/N) - floor(rate e + r/N) times, where r is the
+record's rank in a drawn order. By Hermite's identity all records of the dataset together are then seen
+floor(N rate (e + 1)) - floor(N rate e) times: what the share says, to less than one record, after any number of epochs.
+Within an epoch, occurrences of a record and records of a dataset lie evenly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil, floor
+
+from sdbuild.data.sampler import derive
+
+
+@dataclass(kw_only=True, slots=True)
+class _Dataset:
+    rate: Fraction
+    """How often an epoch holds each of its records, on average."""
+    ranks: dict[int, int] = field(default_factory=dict)
+    """Of its records' indexes, in the order of the ranks."""
+    by_bucket: dict[Hashable, list[int]] = field(default_factory=dict)
+    """The same ranks in each bucket."""
+
+    def before(self, epoch: int, ranks: Sequence[int]) -> int:
+        """How often records of some ranks, sorted, are seen before an epoch."""
+        passed = self.rate * epoch
+        whole = floor(passed)
+        return len(ranks) * (whole + 1) - bisect_left(ranks, ceil(len(self.ranks) * (whole + 1 - passed)))
+
+    def times(self, epoch: int, rank: int) -> int:
+        """How often an epoch holds a record."""
+        return self.before(epoch + 1, [rank]) - self.before(epoch, [rank])
+
+
+class WeightedSampler:
+    """Batches of record indexes for every step of a training, where datasets have weights."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        buckets: Sequence[Hashable],
+        datasets: Sequence[int],
+        *,
+        weights: Mapping[int, float],
+        batch: int,
+        seed: int,
+    ) -> None:
+        """Describe the records, all sequences in the same order.
+
+        Args:
+            keys: names of the records, each once.
+            buckets: what must be equal within a batch.
+            datasets: that the records belong to.
+            weights: of the datasets, above 0; their shares are in proportion.
+            batch: records a batch, at most.
+            seed: of the training.
+        """
+        assert len(keys) == len(buckets) == len(datasets) > 0, "one bucket and one dataset a record"
+        assert len(set(keys)) == len(keys), "each record once"
+        assert batch > 0, batch
+        self._keys, self._buckets, self._batch, self._seed = keys, buckets, batch, seed
+        drawn = sorted(range(len(keys)), key=lambda index: (derive(seed, 0, keys[index], "rank"), keys[index]))
+        members: dict[int, list[int]] = {}
+        for index in drawn:
+            members.setdefault(datasets[index], []).append(index)
+        # Decimal notation gives the fraction that was written: 0.1 is one tenth.
+        shares = {dataset: Fraction(repr(weights[dataset])) / len(found) for dataset, found in members.items()}
+        smallest = min(shares.values())
+        self._datasets: list[_Dataset] = []
+        for dataset in sorted(members):
+            found = _Dataset(rate=shares[dataset] / smallest)
+            for rank, index in enumerate(members[dataset]):
+                found.ranks[index] = rank
+                found.by_bucket.setdefault(buckets[index], []).append(rank)
+            self._datasets.append(found)
+        self._starts = [0]
+        self._epoch = -1
+        self._batches: list[list[int]] = []
+
+    @property
+    def counts(self) -> dict[Hashable, float]:
+        """Records that an epoch has in each bucket, on average."""
+        found: dict[Hashable, float] = {}
+        for dataset in self._datasets:
+            for bucket, ranks in dataset.by_bucket.items():
+                found[bucket] = found.get(bucket, 0) + float(dataset.rate * len(ranks))
+        return found
+
+    def batch(self, step: int) -> list[int]:
+        """Indexes of the records of a step (from 0); the order of an epoch is worked out at its first step."""
+        while self._starts[-1] <= step:
+            self._starts.append(self._starts[-1] + self._length(len(self._starts) - 1))
+        epoch = bisect_right(self._starts, step) - 1
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._order(epoch), epoch
+        return list(self._batches[step - self._starts[epoch]])
+
+    def _length(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        counts: dict[Hashable, int] = {}
+        for dataset in self._datasets:
+            for bucket, ranks in dataset.by_bucket.items():
+                seen = dataset.before(epoch + 1, ranks) - dataset.before(epoch, ranks)
+                counts[bucket] = counts.get(bucket, 0) + seen
+        return sum(-(-count // self._batch) for count in counts.values())
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        placed: list[tuple[float, str, int]] = []
+        for dataset in self._datasets:
+            drawn = sorted(
+                ((occurrence + derive(self._seed, epoch, name, "order") / 2**64) / times, name, index)
+                for index, rank in dataset.ranks.items()
+                for times in [dataset.times(epoch, rank)]
+                for occurrence in range(times)
+                for name in [f"{self._keys[index]}#{occurrence}"]
+            )
+            placed += (((place + 0.5) / len(drawn), name, index) for place, (_, name, index) in enumerate(drawn))
+        batches: list[list[int]] = []
+        filling: dict[Hashable, list[int]] = {}
+        for _, _, index in sorted(placed):
+            batch = filling.get(self._buckets[index])
+            if batch is None or len(batch) == self._batch:
+                batch = filling[self._buckets[index]] = []
+                batches.append(batch)
+            batch.append(index)
+        return batches
