@@ -12,6 +12,7 @@ from sdbuild.report.objects import Objects
 from sdbuild.report.states import Record
 
 IMAGES, CAPTIONS, METRICS = "images.jsonl", "captions.jsonl", "metrics.json"
+NOUNS = {IMAGES: "pictures", CAPTIONS: "captions", METRICS: "metrics"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class Difference:
     rebuilt: tuple[str, ...]
     """Kinds of the steps whose outs differ."""
     absent: tuple[str, ...]
-    """What cannot be told because it is neither in the cache nor in the remote."""
+    """What cannot be told because it is neither in the cache nor in the remote: `pictures`, `captions`, `metrics`."""
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -40,10 +41,10 @@ class Difference:
             "event": self.event,
             "pictures": None if pictures is None else _pictures_to_json(pictures),
             "captions": None
-            if pictures is None or CAPTIONS in self.absent
+            if pictures is None or NOUNS[CAPTIONS] in self.absent
             else [{"path": new.path, "old": old.caption, "new": new.caption} for old, new in pictures.recaptioned],
             "settings": _values_to_json(self.settings),
-            "metrics": None if METRICS in self.absent else _values_to_json(self.metrics),
+            "metrics": None if NOUNS[METRICS] in self.absent else _values_to_json(self.metrics),
             "rebuilt": list(self.rebuilt),
             "absent": list(self.absent),
         }
@@ -75,7 +76,7 @@ def difference(old: Record | None, new: Record | None, objects: Objects) -> Diff
         metrics=tuple(change for change in metrics if change.new is not None or change.old is not ABSENT),
         figures=figures[1],
         rebuilt=tuple(kind for kind in STEP_KINDS if new and _outs(old, kind) != _outs(new, kind)),
-        absent=tuple(dict.fromkeys(absent)),
+        absent=tuple(noun for out, noun in NOUNS.items() if out in absent),
     )
 
 

@@ -74,11 +74,15 @@ class Objects:
             return None
 
 
-def has_remote(project: Project) -> bool:
-    """Whether a default remote is configured in the project."""
+def has_remote(project: Project, config: str | None = None) -> bool:
+    """Whether a default remote is configured: in the project as it is, or with another `.dvc/config`, given as text."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read([project.root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
-    except configparser.Error:
+        if config is None:
+            parser.read(project.root / ".dvc" / "config", encoding="utf-8")
+        else:
+            parser.read_string(config)
+        parser.read(project.root / ".dvc" / "config.local", encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
         return False
     return bool(parser.get("core", "remote", fallback=""))

@@ -175,10 +175,14 @@ def _commands(project: Project, revisions: Revisions, origin: Origin) -> Iterato
     """What brings a committed state's adapter back, typed in a clone of the project."""
     commit, record = origin.state.commit, origin.record
     assert commit is not None
-    yield f"git switch --detach {commit.short}"
-    if has_remote(project):
-        yield "sdbuild pull"
+    switch = f"git switch --detach {commit.short}"
+    config = revisions.read(commit.id, ".dvc/config") or b""
+    if has_remote(project, config.decode("utf-8", "replace")):
+        yield from (switch, "sdbuild pull")
     else:
+        if has_remote(project):  # which was configured after that commit
+            yield "sdbuild pull"
+        yield switch
         folders = [row["path"] for row in (record.compiled.get("recipe") or {}).get("datasets", ())]
         tracked = [f"{path}.dvc" for path in folders if revisions.read(commit.id, f"{path}.dvc") is not None]
         if tracked:

@@ -1,4 +1,4 @@
-"""A project whose second commit changes everything that history tells of."""
+"""A project under DVC whose second commit changes everything that history tells of."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ CATS = "datasets/cats"
 def told_template(built_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two committed builds: then one caption, one name, one picture's pixels, one setting, and one picture more."""
     work = Work(built_template).copy(tmp_path_factory.mktemp("told") / "project")
+    work.git("rm", "-r", "--quiet", "--cached", CATS)
+    work.dvc("add", CATS)
+    work.git("add", ".")
+    work.git("commit", "--quiet", "--amend", "-m", "Build")
     work.write(f"{CATS}/0000.txt", "a blue [bold]cat")
     with Image.open(work.root / CATS / "0001.png") as file:
         picture = file.convert("RGB")

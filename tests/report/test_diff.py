@@ -77,5 +77,5 @@ def test_grids_that_are_not_here(told: Work) -> None:
     shutil.rmtree(told.root / ".dvc/cache/files")
     shown = told.sdbuild("diff", "HEAD~1").out
     assert "grids: not here; `sdbuild pull` brings it" in shown
-    assert "not here: images.jsonl, metrics.json; `sdbuild pull` brings it" in shown
+    assert "not here: pictures, captions, metrics; `sdbuild pull` brings it" in shown
     assert found(told, "HEAD~1")["recipes"][0]["grids"] is None

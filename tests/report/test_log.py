@@ -96,7 +96,7 @@ def test_a_recipe_that_never_was(built: Work) -> None:
 def test_objects_that_are_not_here(told: Work) -> None:
     shutil.rmtree(told.root / ".dvc/cache/files")
     shown = told.sdbuild("log").out
-    assert "not here: images.jsonl, metrics.json; `sdbuild pull` brings it" in shown
+    assert "not here: pictures, captions, metrics; `sdbuild pull` brings it" in shown
     assert "train.learning_rate: 0.001 -> 0.0005" in shown
     newest = states(told)[0]
     assert newest["changes"]["pictures"] is None

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdbuild.build.cache import LocalCache
 from sdbuild.build.project import Project
+from sdbuild.build.revisions import Revisions
 from sdbuild.families.digest import base_digest, md5_file
 from sdbuild.families.locate import BASES
 from sdbuild.plan import compile
 from sdbuild.report.provenance import provenance
+from sdbuild.report.states import States
 from sdbuild.training.tensorfile import write_tensors
 from tests.conftest import Work
 
@@ -41,15 +44,10 @@ def follow(work: Work, shown: str) -> str:
 @pytest.fixture
 def lost(told: Work, tmp_path: Path) -> Path:
     """The adapter of the first commit, copied out of the project, which has gone on since."""
-    [md5] = [
-        line.split()[-1]
-        for line in told.git("show", "HEAD~1:dvc.lock").out.split("build/cat/adapter\n", 1)[1].splitlines()
-        if "md5: " in line
-    ][:1]
-    from sdbuild.build.cache import LocalCache
-
+    with Revisions(told.root) as revisions:
+        adapter = States(Project(told.root), revisions).at("HEAD~1")["cat"].out("adapter")
     cache = LocalCache(Project(told.root))
-    files = cache.files(md5)
+    files = cache.files(adapter or "")
     assert files is not None
     target = tmp_path / "downloads" / "found.safetensors"
     target.parent.mkdir()
@@ -74,36 +72,50 @@ def test_a_file_alone(lost: Path) -> None:
 
 
 def test_the_commands_bring_the_bytes_back_from_a_remote(told: Work, lost: Path, tmp_path: Path) -> None:
+    last = shutil.copyfile(told.root / ADAPTER, lost.parent / "last.safetensors")
     told.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
-    told.git("commit", "--quiet", "--all", "-m", "Remote")
+    told.git("commit", "--quiet", "--all", "--amend", "-m", "Slower, and a remote")
     told.sdbuild("push")
     mate = clone(told, tmp_path / "clone")
-    shown = mate.sdbuild("why", str(lost)).out
-    made = told.git("rev-parse", "--short", "HEAD~2").out.strip()
-    assert f"made by commit {made} of 20" in shown
-    assert ": the same bytes" in shown
-    assert "  base: model base" in shown
-    assert [words[0] for words in commands(shown)] == ["git", "sdbuild", "doit"]
-    assert "done:" not in follow(mate, shown), "nothing is trained"
-    assert mate.read(ADAPTER) == lost.read_bytes()
+    for file, revision, tools in (
+        (lost, "HEAD~1", ["sdbuild", "git", "dvc", "doit"]),  # the remote is younger than the commit
+        (last, "HEAD", ["git", "sdbuild", "doit"]),
+    ):
+        shown = mate.sdbuild("why", str(file)).out
+        made = told.git("rev-parse", "--short", revision).out.strip()
+        assert f"made by commit {made} of 20" in shown
+        assert ": the same bytes" in shown
+        assert "  base: model base" in shown
+        assert [words[0] for words in commands(shown)] == tools
+        assert "done:" not in follow(mate, shown), "nothing is trained"
+        assert mate.read(ADAPTER) == file.read_bytes()
 
 
-def test_the_commands_bring_the_bytes_back_without_a_remote(told: Work, lost: Path, tmp_path: Path) -> None:
+def test_the_commands_bring_the_bytes_back_without_a_remote(told: Work, lost: Path) -> None:
     shown = told.sdbuild("why", str(lost)).out
     assert "  now train.learning_rate: 0.001 -> 0.0005" in shown
-    mate = clone(told, tmp_path / "clone")
-    told_mate = mate.sdbuild("why", str(lost)).out
-    assert "was built with these settings; its adapter is not here to compare" in told_mate
-    assert [words[0] for words in commands(told_mate)] == ["git", "doit"]
-    assert "cat:train  done: 4 of 4" in follow(mate, told_mate)
-    assert mate.read(ADAPTER) == lost.read_bytes()
+    assert [words[0] for words in commands(shown)] == ["git", "dvc", "doit"]
+    assert "done:" not in follow(told, shown), "nothing is trained"
+    assert told.read(ADAPTER) == lost.read_bytes()
+    assert told.git("status", "--porcelain").out == ""
+    told.git("switch", "--quiet", "-")
+
+
+def test_where_nothing_is_cached_the_commands_train_the_same_bytes(built: Work, tmp_path: Path) -> None:
+    file = shutil.copyfile(built.root / ADAPTER, tmp_path / "found.safetensors")
+    mate = clone(built, tmp_path / "clone")
+    shown = mate.sdbuild("why", str(file)).out
+    assert "was built with these settings; its adapter is not here to compare" in shown
+    assert [words[0] for words in commands(shown)] == ["git", "doit"]
+    assert "cat:train  done: 4 of 4" in follow(mate, shown)
+    assert mate.read(ADAPTER) == file.read_bytes()
 
 
 def test_an_adapter_of_an_older_sdbuild_is_checked_out(told: Work, lost: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build would make it anew: `doit` is not what brings it back."""
     monkeypatch.setattr("sdbuild.report.provenance.VERSIONS", {**compile.VERSIONS, "train": 99})
     shown = "\n".join(provenance(lost, Project(told.root)))
-    assert [words[0] for words in commands(shown)] == ["git", "dvc"]
+    assert commands(shown)[-1] == ["dvc", "checkout", "build/cat/adapter"]
     follow(told, shown)
     assert told.read(ADAPTER) == lost.read_bytes()
 
