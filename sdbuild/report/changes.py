@@ -24,7 +24,7 @@ class Picture:
     digest: str
     """Of its pixels."""
     caption: str | None
-    """None where it is not known."""
+    """Several are joined by ` | `; None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,7 +66,7 @@ class Objects:
         if rows is None:
             return None
         try:
-            known = {record.key: record.text for record in read_captions(texts)} if texts else {}
+            known = {row.key: " | ".join((row.text, *row.others)) for row in read_captions(texts)} if texts else {}
             return tuple(
                 Picture(path=row.path, digest=row.digest, caption=known.get(row.key)) for row in read_images(rows)
             )

@@ -91,6 +91,8 @@ def test_header_says_what_the_adapter_is_and_was_made_of(tmp_path: Path, inputs:
     assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_steps"]) == ("2", "1.0", "6")
     assert json.loads(header["ss_tag_frequency"])["1_dataset0"]["picture number 3"] == 1
     assert header["sdbuild.recipe"] == "tiny"
+    assert json.loads(header["sdbuild.spec"]) == make_spec(method={"alpha": 1.0})
+    assert (header["sdbuild.pictures"], header["sdbuild.holdout"]) == ("4", "2")
     assert header["sdbuild.base_digest"] == "0" * 64
     assert {"sdbuild.recipe_digest", "sdbuild.data_digest", "sdbuild.torch_version"} <= header.keys()
     assert {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")} == {1.0}
