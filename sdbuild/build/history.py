@@ -167,6 +167,12 @@ class History:
             except (DvcException, OSError) as error:
                 raise StepError(f"{path} could not be saved to DVC's cache: {error}") from error
 
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep DVC's own commands in other processes from changing the cache meanwhile."""
+        with self._open():
+            yield
+
     def close(self) -> None:
         """Close DVC's databases."""
         with self._mutex:
