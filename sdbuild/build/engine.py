@@ -153,6 +153,7 @@ class Engine:
         if known is not None:
             self._write_reads(verdict)
             if self._left_there(verdict, known) or self.history.restore(step, known):
+                self.oracle.forget()  # steps after this one were waiting for it to run
                 self._forget_scratch(step)
                 return Outcome(how="restored")
         return None
