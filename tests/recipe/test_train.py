@@ -1,0 +1,84 @@
+"""The section `train`: what goes together, and what is said of what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdbuild.recipe.load import load_project
+from tests.recipe.helpers import GOOD, complaints, write
+
+
+@pytest.mark.parametrize(
+    ("train", "problem"),
+    [
+        ("optimizer: prodigy", "learning_rate: prodigy finds the rate itself and takes 0.0001 times it; set 1"),
+        (
+            "optimizer: prodigy, learning_rate: 1, learning_rates: {denoiser: 0.5}",
+            "learning_rates: prodigy finds one rate for all parts; remove them or choose another optimizer",
+        ),
+        (
+            "optimizer: prodigy, learning_rate: 1, lora_plus_ratio: 16",
+            "lora_plus_ratio: prodigy finds one rate for all parts; remove it or choose another optimizer",
+        ),
+        (
+            "optimizer: adamw-schedule-free, schedule: cosine",
+            "schedule: adamw-schedule-free takes the place of cosine; remove it",
+        ),
+        (
+            "optimizer: adamw-schedule-free, ema: {decay: 0.9}",
+            "ema: adamw-schedule-free averages the weights by itself; remove it",
+        ),
+        (
+            "prediction: flow, weighting: {kind: min-snr}",
+            "weighting: min-snr is defined by noise schedules that flow does not have; "
+            "remove it and choose timesteps instead, such as {kind: logit-normal}",
+        ),
+        (
+            "prediction: epsilon, noise: {zero_terminal_snr: true}",
+            "noise.zero_terminal_snr: needs a denoiser that predicts v or x0, for noise alone tells nothing when noise "
+            "is what it predicts; remove it or set prediction: v",
+        ),
+        (
+            "prediction: flow, noise: {zero_terminal_snr: true}",
+            "noise.zero_terminal_snr: flow ends in noise alone by itself; remove it",
+        ),
+        (
+            "noise: {offset: 0.1, pyramid: 0.3}",
+            "noise.pyramid: does with many sizes what offset does with one; keep one of them",
+        ),
+        (
+            "timesteps: {kind: uniform, low: 0.5, high: 0.5}",
+            "timesteps.low: 0.5 is not less than high 0.5; widen the range",
+        ),
+        ("schedule: restarts", "cycles: must be at least 2 for schedule restarts; one fall is schedule cosine"),
+        ("cycles: 3", "cycles: schedule constant has none; remove it or set schedule: restarts"),
+        ("power: 3", "power: schedule constant has none; remove it or set schedule: polynomial"),
+        ("weighting: {kind: min_snr}", "weighting.kind: unknown kind 'min_snr' (did you mean min-snr?)"),
+        ("weighting: {gamma: 5}", "weighting.kind: is missing; choose from uniform, min-snr, debiased"),
+        (
+            "learning_rates: {text_encoder: 1e-5}",
+            "learning_rates.text_encoder: the text encoder is not trained; set method.text_encoder: true",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said(project: Path, train: str, problem: str) -> None:
+    write(project, cat=f"{GOOD}train: {{{train}}}\n")
+    assert complaints(project) == [f"recipes/cat.yaml:3: train.{problem}"]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        "optimizer: prodigy, learning_rate: 1, schedule: cosine, ema: {}",
+        "prediction: v, noise: {zero_terminal_snr: true}, weighting: {kind: debiased}",
+        "prediction: flow, timesteps: {kind: logit-normal, shift: 3}, loss: {kind: huber}",
+        "schedule: restarts, cycles: 3",
+        "schedule: polynomial, power: 1",
+        "noise: {pyramid: 0.3, perturbation: 0.1}",
+    ],
+)
+def test_what_does_is_accepted(project: Path, train: str) -> None:
+    write(project, cat=f"{GOOD}train: {{{train}}}\n")
+    assert len(load_project(project)) == 1
