@@ -116,7 +116,7 @@ def _draw(
     name = f"{new[1].recipe}-{old[0].label}-{new[0].label}.png"
     target = project.private / "diff" / name
     labels = (f"{new[1].recipe}: {_name(old[0])}", _name(new[0]))
-    if not draw_beside(left, right, labels, target):
+    if not draw_beside((left, right), labels, target):
         return "one of them cannot be read as a picture"
     return target.relative_to(project.root).as_posix()
 

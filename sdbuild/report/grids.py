@@ -31,38 +31,38 @@ def draw_beside(pictures: Sequence[Path], labels: Sequence[str], target: Path, *
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    loaded: list[Image.Image] = []
+    def size(path: Path) -> tuple[int, int]:
+        with Image.open(path) as picture:
+            return picture.size
+
+    def load(path: Path, scale: float) -> Image.Image:
+        with Image.open(path) as picture:
+            whole = picture.convert("RGB")
+        return whole if scale == 1 else whole.resize([max(1, round(side * scale)) for side in whole.size])
+
+    across = across or len(pictures)
+    rows = [pictures[start : start + across] for start in range(0, len(pictures), across)]
     try:
-        for path in pictures:
-            with warnings.catch_warnings(), Image.open(path) as picture:
-                warnings.simplefilter("ignore")  # of Pillow, about large pictures
-                loaded.append(picture.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about large pictures
+            scale = _scale([[size(path) for path in row] for row in rows])
+            loaded = [[load(path, scale) for path in row] for row in rows]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
-    across = across or len(loaded)
-    rows = [range(start, min(start + across, len(loaded))) for start in range(0, len(loaded), across)]
     font = ImageFont.load_default(TEXT)
-    top = PAD + max(label.count("\n") + 1 for label in labels) * (TEXT + PAD // 2) + PAD // 2
-    scale = _scale([[loaded[index].size for index in row] for row in rows])
-    if scale < 1:
-        loaded = [each.resize([max(1, round(side * scale)) for side in each.size]) for each in loaded]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    widths = [
-        max(
-            max(loaded[row[column]].width, math.ceil(measure.multiline_textbbox((0, 0), labels[row[column]], font)[2]))
-            for row in rows
-            if column < len(row)
-        )
-        for column in range(across)
-    ]
-    heights = [top + max(loaded[index].height for index in row) + PAD for row in rows]
-    beside = Image.new("RGB", (sum(widths) + (across + 1) * PAD, sum(heights)), "white")
+    boxes = [measure.multiline_textbbox((0, 0), label, font, spacing=PAD // 2) for label in labels]
+    top = PAD + math.ceil(max(box[3] for box in boxes)) + PAD
+    width = max(*(each.width for row in loaded for each in row), *(math.ceil(box[2]) for box in boxes))
+    heights = [top + max(each.height for each in row) + PAD for row in loaded]
+    beside = Image.new("RGB", (PAD + across * (width + PAD), sum(heights)), "white")
     pen = ImageDraw.Draw(beside)
-    for number, row in enumerate(rows):
-        for column, index in enumerate(row):
-            x, y = PAD + sum(widths[:column]) + column * PAD, sum(heights[:number])
-            pen.multiline_text((x, y + PAD), labels[index], fill="black", font=font, spacing=PAD // 2)
-            beside.paste(loaded[index], (x, y + top))
+    for number, row in enumerate(loaded):
+        for column, each in enumerate(row):
+            x, y = PAD + column * (width + PAD), sum(heights[:number])
+            label = labels[number * across + column]
+            pen.multiline_text((x, y + PAD), label, fill="black", font=font, spacing=PAD // 2)
+            beside.paste(each, (x, y + top))
     file = io.BytesIO()
     beside.save(file, format="PNG")
     write_atomic(target, file.getvalue())
