@@ -6,6 +6,8 @@ import configparser
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +68,25 @@ class LocalCache:
             return {row["relpath"]: row["md5"] for row in json.loads(self.path(md5).read_bytes())}
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def copy(self, md5: str, target: Path) -> None:
+        """Put a file or folder into place by plain copies.
+
+        Raises:
+            OSError: it is not in the cache, or cannot be written; what was there before is untouched then.
+        """
+        files = self.files(md5) if md5.endswith(".dir") else None
+        with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
+            new, old = Path(folder, "new"), Path(folder, "old")
+            if files is None:
+                shutil.copyfile(self.path(md5), new)
+            else:
+                for path, inner in files.items():
+                    (new / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.path(inner), new / path)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
 
     def find_run(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> Entry | None:
         """The newest earlier run of a step on the same inputs whose outs are all in the cache."""
