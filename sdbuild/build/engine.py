@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdbuild.build.cache import LocalCache
 from sdbuild.build.compiled import Compiled
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.merge import ensure_merge_driver
@@ -229,8 +231,12 @@ class Engine:
             return
         present = [self.stat.digest(row["path"]) for row in entry.get("outs", [])]
         good = [row["md5"] for row in entry.get("outs", [])]
-        if [digest.md5 if digest else None for digest in present] != good and any(present):
-            self.history.restore(step, entry)
+        if [digest.md5 if digest else None for digest in present] == good or not any(present):
+            return
+        if not self.history.restore(step, entry):  # DVC wants room in its cache, and the disk may be full
+            for row in entry["outs"]:
+                with contextlib.suppress(OSError):
+                    LocalCache(self.project).copy(row["md5"], self.project.root / row["path"])
 
     def _bring(self, paths: Sequence[str]) -> None:
         """Bring inputs into place: from the cache, from the remote, or by building the steps that make them."""
