@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "recipe": LIGHT,
     "plan": LIGHT | {"recipe"},
     "data": LIGHT | {"recipe"},
-    "families": LIGHT | {"data"},
+    "families": LIGHT | {"recipe", "data"},
     "methods": LIGHT | {"data", "families"},
     "training": LIGHT | {"data", "families", "methods"},
     "sampling": LIGHT | {"data", "families"},
@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "__init__": set(),
 }
 NARROW = {
-    "report": {"families": {"sdbuild.families.digest", "sdbuild.families.locate"}},
+    "report": {"families": {"sdbuild.families.digest"}},
     "build": {"steps": {"sdbuild.steps.contract"}, "families": {"sdbuild.families"}},
     "training": {"families": {"sdbuild.families.contract"}, "methods": {"sdbuild.methods.contract"}},
     "methods": {"families": {"sdbuild.families.contract"}},

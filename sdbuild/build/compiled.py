@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdbuild.build.project import Project, write_atomic
-from sdbuild.families.locate import commit_of, fetch, locate
+from sdbuild.errors import Problem, RecipeError
+from sdbuild.families import sources
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.names import group_of
 from sdbuild.recipe.places import is_hub_id
 
 
@@ -32,19 +35,23 @@ class Compiled:
         """All steps, in plan order."""
         return [step for steps in self._steps.values() for step in steps]
 
-    def missing_bases(self) -> list[Base]:
-        """Bases that have to be downloaded."""
-        distinct = dict.fromkeys(self._bases.values())
-        return [base for base in distinct if locate(base.model, base.wanted, self._project.root) is None]
+    def pin_bases(self, say: Callable[[str], None] = lambda message: None) -> None:
+        """Download and convert what is missing, and note the commits of what comes from a hub.
 
-    def pin_bases(self) -> None:
-        """Download what is missing, and note the commit of each base from a hub."""
+        Raises:
+            RecipeError: a base is not what a recipe says it is.
+        """
+        wrong: list[Problem] = []
         for name, base in self._bases.items():
-            if not is_hub_id(base.model):
-                continue
-            commit = commit_of(fetch(base.model, base.wanted, self._project.root))
-            if commit is not None and commit != base.commit:
-                self._bases[name] = Base(model=base.model, revision=base.revision, commit=commit)
+            folder = sources.bring(base, self._project.root, say)
+            found = sources.problems(self._resolved[name]["base"], folder)
+            wrong += [replace(problem, file=f"recipes/{group_of(name)}.yaml") for problem in found]
+            commits = sources.commits(base, self._project.root)
+            self._bases[name] = replace(
+                base, commit=commits.model or base.commit, vae_commit=commits.vae or base.vae_commit
+            )
+        if wrong:
+            raise RecipeError(dict.fromkeys(wrong))
 
     def files(self, reads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         """Text of every compiled file by path; `reads` as for `render_recipe_json`."""
@@ -75,12 +82,14 @@ class Compiled:
         return kept
 
     def _base(self, name: str, base: Mapping[str, Any]) -> Base:
-        """The base of a recipe; one from a hub stays at the commit that was resolved first."""
-        asked = Base(model=base["model"], revision=base["revision"])
-        if not is_hub_id(asked.model):
+        """The base of a recipe; what comes from a hub stays at the commit that was resolved first."""
+        asked = Base.of(base)
+        if not any(is_hub_id(model) for model in (asked.model, asked.vae) if model is not None):
             return asked
         try:
-            known = Base(**json.loads((self._project.root / f"build/{name}/recipe.json").read_bytes())["base"])
+            known = Base.of(json.loads((self._project.root / f"build/{name}/recipe.json").read_bytes())["base"])
         except (OSError, ValueError, KeyError, TypeError):
             return asked
-        return known if (known.model, known.revision) == (asked.model, asked.revision) else asked
+        if (known.model, known.revision) == (asked.model, asked.revision):
+            asked = replace(asked, commit=known.commit)
+        return replace(asked, vae_commit=known.vae_commit) if known.vae == asked.vae else asked

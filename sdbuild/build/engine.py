@@ -71,9 +71,7 @@ class Engine:
         with self._mutex:
             if self._prepared:
                 return
-            for base in self.compiled.missing_bases():
-                self.console.say(f"downloading the base {base.model}")
-            self.compiled.pin_bases()
+            self.compiled.pin_bases(self.console.say)
             for attempt in ("look", "write"):
                 self._reads = {
                     step.name: recorded_parameters(self.oracle.entry(step), step).get("reads", {})

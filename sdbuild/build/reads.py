@@ -77,11 +77,11 @@ class Reads:
         key = (step.base, step.components)
         if key not in self._bases:
             from sdbuild.families.digest import base_digest
-            from sdbuild.families.locate import locate
+            from sdbuild.families.sources import find
 
-            folder = locate(step.base.model, step.base.wanted, self._project.root)
+            folder = find(step.base, self._project.root)
             if folder is None:
-                raise DataError(f"base {step.base.model} is not on this machine; `doit` downloads it")
+                raise DataError(f"base {step.base.model} is not ready on this machine; `doit` brings it")
             self._bases[key] = base_digest(folder, step.components, self._hash_file)
         return self._bases[key]
 

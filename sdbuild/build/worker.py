@@ -69,7 +69,7 @@ def read_step(project: Project, name: str) -> Step:
     path = project.root / "build" / recipe / "recipe.json"
     try:
         content = json.loads(path.read_bytes())
-        steps = {step.kind: step for step in plan_resolved(recipe, content["recipe"], Base(**content["base"]))}
+        steps = {step.kind: step for step in plan_resolved(recipe, content["recipe"], Base.of(content["base"]))}
         return replace(steps[kind], spec=content["steps"][kind])  # type: ignore[index]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"no step {name} in build/{recipe}/recipe.json; `doit list --all` shows the steps") from None
@@ -133,11 +133,11 @@ def _inputs(project: Project, step: Step) -> Inputs:
 
 
 def _base(project: Project, base: Base) -> Path:
-    from sdbuild.families.locate import locate
+    from sdbuild.families.sources import find
 
-    folder = locate(base.model, base.wanted, project.root)
+    folder = find(base, project.root)
     if folder is None:
-        raise StepError(f"base {base.model} is not on this machine; `doit` downloads it")
+        raise StepError(f"base {base.model} is not ready on this machine; `doit` brings it")
     return folder
 
 

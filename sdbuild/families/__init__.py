@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbuild.errors import DataError, Problem
-from sdbuild.families.description import Description
+from sdbuild.families.description import Description, Part
 from sdbuild.families.layout import Layout, read_config, read_layout
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def describe(folder: Path) -> Description:
     return _described(read_layout(folder))
 
 
+def components(folder: Path, parts: Iterable[Part]) -> tuple[str, ...]:
+    """Components, or files, of some parts of a base."""
+    layout = read_layout(folder)
+    return _described(layout).components(parts, layout.components)
+
+
 def load(folder: Path, *, clip_skip: int = 1) -> Family:
     """Bind a base's family to its folder; weights are loaded when they are asked for.
 
@@ -54,18 +60,32 @@ def load(folder: Path, *, clip_skip: int = 1) -> Family:
     return family
 
 
+def classes(layout: Layout) -> Mapping[str, str | None]:
+    """Class of each component that a base has; see `describe`."""
+    return _candidates(layout)[0].classes
+
+
+def optional(layout: Layout) -> frozenset[str]:
+    """Components that a base may do without."""
+    return _candidates(layout)[0].optional
+
+
 def _described(layout: Layout) -> Description:
+    candidates = _candidates(layout)
+    if len(candidates) == 1:
+        return candidates[0]
+    folder = layout.file.parent
+    found = [each for each in candidates if each.recognises(lambda name: read_config(folder, name))]
+    assert len(found) == 1, f"{layout.file}: {[each.name for each in found]}"
+    return found[0]
+
+
+def _candidates(layout: Layout) -> list[Description]:
+    """Families of a pipeline class; they have the same components."""
     known = descriptions()
     candidates = [description for description in known if description.pipeline == layout.pipeline]
     if not candidates:
         pipelines = ", ".join(sorted({description.pipeline for description in known}))
         message = f"is a {layout.pipeline}, which sdbuild cannot adapt; choose a base that is a {pipelines}"
         raise DataError([Problem(file=str(layout.file), message=message)])
-    if len(candidates) == 1:
-        return candidates[0]
-    folder = layout.file.parent
-    found = [
-        description for description in candidates if description.recognises(lambda name: read_config(folder, name))
-    ]
-    assert len(found) == 1, f"{layout.file}: {[description.name for description in found]}"
-    return found[0]
+    return candidates

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Part = Literal["index", "vae", "text", "denoiser", "schedule"]
 """What steps read of a base; each family says which components that is."""
+PARTS: tuple[Part, ...] = get_args(Part)
+
+Layouts = Literal["ldm-unet", "ldm-vae", "clip", "openclip", "mmdit", "t5"]
+"""Ways to name a network's tensors; see `convert.LAYOUTS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,8 +20,8 @@ class Original:
 
     marks: tuple[str, ...]
     """Tensors that every such file has."""
-    prefixes: Mapping[str, str]
-    """What the names of each component's tensors begin with."""
+    components: Mapping[str, tuple[Layouts, str]]
+    """How the names of each component's tensors are built, and what they begin with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

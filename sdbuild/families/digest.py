@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdbuild import families
 from sdbuild.errors import DataError, Problem
+from sdbuild.families.description import PARTS
 from sdbuild.families.layout import component_files
 
 
@@ -16,7 +18,8 @@ def base_digest(folder: Path, components: Iterable[str], hash_file: Callable[[Pa
 
     Args:
         folder: of the base.
-        components: sub-folders, or single files as ``vae/config.json``; order and repeats do not matter.
+        components: sub-folders, single files as ``vae/config.json``, or parts as ``text``, which each family has in
+            components of its own; order and repeats do not matter.
         hash_file: digest of a file's content; called once a file.
 
     Returns:
@@ -27,7 +30,7 @@ def base_digest(folder: Path, components: Iterable[str], hash_file: Callable[[Pa
     """
     digest = hashlib.sha256()
     files: set[Path] = set()
-    for component in components:
+    for component in _components(folder, components):
         found = component_files(folder, component)
         if not found:
             raise DataError([Problem(file=str(folder / component), message="is missing; the base is incomplete")])
@@ -35,6 +38,14 @@ def base_digest(folder: Path, components: Iterable[str], hash_file: Callable[[Pa
     for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in files):
         digest.update(f"{name}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _components(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if name in PARTS:
+            yield from families.components(folder, [name])
+        else:
+            yield name
 
 
 def md5_file(path: Path) -> str:

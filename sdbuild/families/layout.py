@@ -107,13 +107,16 @@ def component_files(folder: Path, component: str) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def is_variant(name: str) -> bool:
+def is_variant(name: str, marks: Iterable[str] = VARIANTS) -> bool:
     """Whether a file holds a further copy of the weights, e.g. ``model.fp16.safetensors``."""
-    return any(f"{mark}." in name or f"{mark}-" in name for mark in VARIANTS)
+    return any(f"{mark}." in name or f"{mark}-" in name for mark in marks)
 
 
-def lacking(folder: Path, components: Iterable[str]) -> list[str]:
-    """Relative paths of files that should be there and are not; "…" stands for any name."""
+def lacking(folder: Path, components: Iterable[str], *, variant: str | None = None) -> list[str]:
+    """Relative paths of files that should be there and are not; "…" stands for any name.
+
+    Weights may be copies marked with `variant` instead.
+    """
     absent = []
     for component in components:
         config = f"{component}/{config_name(component)}"
@@ -121,7 +124,10 @@ def lacking(folder: Path, components: Iterable[str]) -> list[str]:
             absent.append(config)
         elif not component.startswith(tuple(CONFIGS)):
             files = component_files(folder, component)
-            shards = {name for file in files if file.name.endswith(".index.json") for name in _shards(file)}
+            if variant is not None:
+                marked = [file for file in (folder / component).glob("*") if is_variant(file.name, (f".{variant}",))]
+                files = marked or files
+            shards = {name for file in files if ".index." in file.name for name in _shards(file)}
             absent += [f"{component}/{name}" for name in sorted(shards) if not (folder / component / name).is_file()]
             if not any(file.suffix == ".safetensors" for file in files):
                 absent.append(f"{component}/….safetensors")

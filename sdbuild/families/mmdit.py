@@ -94,9 +94,7 @@ class SD3Keys(KohyaKeys):
 
     def __init__(self, depth: int) -> None:
         """Use a transformer with that many blocks."""
-        super().__init__(
-            {"transformer": "lora_transformer", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-        )
+        super().__init__({"transformer": "lora_transformer", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
         self._swapped = {f"transformer_blocks.{depth - 1}.norm1_context.linear", "norm_out.linear"}
         """Layers whose two halves, scale and shift, the authors have the other way round."""
 

@@ -43,10 +43,10 @@ DESCRIPTION = Description(
             "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
             "first_stage_model.encoder.conv_in.weight",
         ),
-        prefixes={
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-            "text_encoder": "cond_stage_model.transformer.",
+        components={
+            "unet": ("ldm-unet", "model.diffusion_model."),
+            "vae": ("ldm-vae", "first_stage_model."),
+            "text_encoder": ("clip", "cond_stage_model.transformer."),
         },
     ),
 )

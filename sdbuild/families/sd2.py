@@ -20,7 +20,10 @@ DESCRIPTION = replace(
             "cond_stage_model.model.token_embedding.weight",
             "first_stage_model.encoder.conv_in.weight",
         ),
-        prefixes={**sd1.DESCRIPTION.original.prefixes, "text_encoder": "cond_stage_model.model."},
+        components={
+            **sd1.DESCRIPTION.original.components,
+            "text_encoder": ("openclip", "cond_stage_model.model."),
+        },
     ),
 )
 

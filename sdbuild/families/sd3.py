@@ -48,12 +48,12 @@ DESCRIPTION = Description(
             "text_encoders.clip_g.transformer.text_model.embeddings.token_embedding.weight",
             "first_stage_model.encoder.conv_in.weight",
         ),
-        prefixes={
-            "transformer": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-            "text_encoder": "text_encoders.clip_l.transformer.",
-            "text_encoder_2": "text_encoders.clip_g.transformer.",
-            "text_encoder_3": "text_encoders.t5xxl.transformer.",
+        components={
+            "transformer": ("mmdit", "model.diffusion_model."),
+            "vae": ("ldm-vae", "first_stage_model."),
+            "text_encoder": ("clip", "text_encoders.clip_l.transformer."),
+            "text_encoder_2": ("clip", "text_encoders.clip_g.transformer."),
+            "text_encoder_3": ("t5", "text_encoders.t5xxl.transformer."),
         },
     ),
 )

@@ -48,11 +48,11 @@ DESCRIPTION = Description(
             "conditioner.embedders.1.model.token_embedding.weight",
             "first_stage_model.encoder.conv_in.weight",
         ),
-        prefixes={
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-            "text_encoder": "conditioner.embedders.0.transformer.",
-            "text_encoder_2": "conditioner.embedders.1.model.",
+        components={
+            "unet": ("ldm-unet", "model.diffusion_model."),
+            "vae": ("ldm-vae", "first_stage_model."),
+            "text_encoder": ("clip", "conditioner.embedders.0.transformer."),
+            "text_encoder_2": ("openclip", "conditioner.embedders.1.model."),
         },
     ),
 )

@@ -17,7 +17,7 @@ VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "t
 def plan(recipe: Recipe) -> list[Step]:
     """Compile a recipe to its steps; pure, the project is not looked at."""
     resolved = recipe.resolved()
-    return plan_resolved(recipe.name, resolved, Base(**resolved["base"]))
+    return plan_resolved(recipe.name, resolved, Base.of(resolved["base"]))
 
 
 def plan_resolved(name: str, recipe: Mapping[str, Any], base: Base) -> list[Step]:
@@ -26,11 +26,12 @@ def plan_resolved(name: str, recipe: Mapping[str, Any], base: Base) -> list[Step
 
 
 def trained_components(method: Mapping[str, Any]) -> tuple[str, ...]:
-    """Components of the base that training reads, by the recipe's method."""
-    return ("unet", "scheduler", "vae", *(("text_encoder", "tokenizer") if method.get("text_encoder") else ()))
+    """Parts of the base that training reads, by the recipe's method; see `families.description.Part`."""
+    return ("denoiser", "schedule", "vae", *(("text",) if method.get("text_encoder") else ()))
 
 
 OPTIONAL: Mapping[str, Any] = {
+    "clip_skip": 1,
     "resolutions": None,
     "crops": 1,
     "lines": False,
@@ -108,17 +109,19 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         components=("vae",),
     )
     tags = [_set(data, "tags") for data in datasets]
+    encoding = _set(recipe["base"], "clip_skip")
     if not trains_text:
         yield step(
             "text",
             {
                 "empty": train["caption_dropout"] > 0,
                 **({"datasets": tags} if any(tags) else {}),
+                **encoding,
             },
             deps=(Dep(path=captions_file, viewed=True),),
             outs=(Out(path=f"{folder}/text"),),
             views=("texts", "base"),
-            components=("text_encoder", "tokenizer"),
+            components=("text",),
         )
     text = () if trains_text else (Dep(path=f"{folder}/text"),)
     yield step(
@@ -130,6 +133,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             ],
             "method": method,
             "train": train,
+            **(encoding if trains_text else {}),
         },
         deps=(Dep(path=captions_file, viewed=True), Dep(path=f"{folder}/latents"), *text),
         outs=(
@@ -144,10 +148,10 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     if recipe["sample"] is not None:
         yield step(
             "samples",
-            {"name": name, **recipe["sample"], "resolution": images["resolution"], "method": method},
+            {"name": name, **recipe["sample"], "resolution": images["resolution"], "method": method, **encoding},
             deps=(Dep(path=f"{folder}/adapter"),),
             outs=(Out(path=f"{folder}/samples"),),
             views=("base",),
-            components=("model_index.json", "unet", "scheduler", "vae", "text_encoder", "tokenizer"),
+            components=("index", "denoiser", "schedule", "vae", "text"),
             final=True,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from sdbuild.plan.model import Base, Step
@@ -41,7 +40,7 @@ def render_recipe_json(
     `reads` holds the digests of what each step really reads, by step name; see `sdbuild.data.views`.
     """
     parameters = {step.kind: step.parameters(reads.get(step.name, {})) for step in steps}
-    content = {"name": name, "recipe": resolved, "base": asdict(base), "steps": parameters}
+    content = {"name": name, "recipe": resolved, "base": base.stated(), "steps": parameters}
     return dump_recipe_json(content)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from sdbuild.recipe.names import dvc_name
@@ -110,6 +110,26 @@ class Base:
     """Commit, tag or branch that the recipe asks for."""
     commit: str | None = None
     """What that was when it was resolved; builds stay at it until the recipe asks for something else."""
+    variant: str | None = None
+    family: str | None = None
+    vae: str | None = None
+    vae_commit: str | None = None
+    """As `commit`, of a VAE that is a hub id."""
+    config: str | None = None
+    prediction_type: str | None = None
+    t5: bool = True
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Base:
+        """The base of a resolved recipe, or of a `recipe.json`: a section `base`."""
+        return cls(**{field.name: section[field.name] for field in fields(cls) if field.name in section})
+
+    def stated(self) -> dict[str, Any]:
+        """As JSON: model, revision and commit, and what else a recipe says."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        usual = {field.name: field.default for field in fields(self)}
+        always = ("model", "revision", "commit")
+        return {name: value for name, value in said.items() if name in always or value != usual[name]}
 
     @property
     def wanted(self) -> str | None:

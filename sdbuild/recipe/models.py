@@ -11,26 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Lora, Method
 from sdbuild.recipe.names import group_of
-from sdbuild.recipe.places import base_model, is_hub_id
 from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text
 from sdbuild.recipe.train import Train as Train
-
-
-class Base(Spec):
-    """The model that is adapted; it is never changed."""
-
-    model: Annotated[Text, AfterValidator(base_model)]
-    """Name of an embedded base, a hub id (`org/name`), or a folder in diffusers' layout."""
-    revision: Text | None = None
-    """Commit, tag or branch of a hub id; pinned to a commit when it is resolved."""
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """A revision needs a hub."""
-        if self.revision is not None and not is_hub_id(self.model):
-            yield "revision", f"{self.model!r} is no hub id and has no revisions; remove it"
 
 
 class Sample(Spec):

@@ -16,21 +16,40 @@ from pydantic import ValidationInfo
 from sdbuild.recipe.path import names_in
 from sdbuild.recipe.spec import refuse
 
-EMBEDDED: dict[str, str] = {"emoji-64": "emoji-64"}
-"""Bases that ship with sdbuild: name → folder under `sdbuild/bases/`."""
+BASES = Path(__file__).parent.parent / "bases"
+"""Folder of the bases that ship with sdbuild, each in a folder of its name."""
 OWN_FOLDERS = ("build", "recipes", ".sdbuild", ".dvc", ".git")
+INDEX = "model_index.json"
+"""File that makes a folder one in diffusers' layout."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_SAFE = ".safetensors"
 
 
-def embedded_folder(name: str) -> Path:
-    """Folder of an embedded base."""
-    return Path(__file__).parent.parent / "bases" / EMBEDDED[name]
+def embedded() -> list[str]:
+    """Names of the bases that ship with sdbuild."""
+    return [name for name in names_in(BASES) if os.path.isfile(BASES / name / INDEX)]
 
 
 def is_path(model: str) -> bool:
-    """Whether a base's name can only be a path: it starts like one, or has more than one slash."""
-    return model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/") or "\\" in model
+    """Whether a base's name can only be a path: it starts like one, has more than one slash, or ends like a file."""
+    return (
+        model.startswith(("/", ".", "~"))
+        or model.count("/") > 1
+        or model.endswith("/")
+        or "\\" in model
+        or is_single_file(model)
+    )
+
+
+def is_single_file(model: str) -> bool:
+    """Whether a base's name is that of a checkpoint in one file."""
+    return model.endswith(_SAFE) or is_pickle(model)
+
+
+def is_pickle(model: str) -> bool:
+    """Whether a base's name is that of pickled weights."""
+    return model.endswith(_PICKLES)
 
 
 def is_hub_id(model: str) -> bool:
@@ -38,45 +57,66 @@ def is_hub_id(model: str) -> bool:
     return not is_path(model) and _HUB_ID.fullmatch(model) is not None
 
 
-def base_folder(model: str, project: Path) -> Path | None:
-    """Folder of a base on this disk; None for a hub id, which has to be fetched."""
-    if model in EMBEDDED:
-        return embedded_folder(model)
-    folder = project / model
-    return folder if is_path(model) or os.path.isdir(folder) else None
+def place_of(model: str, project: Path) -> Path | None:
+    """Folder or file of a base on this disk, which may not be there; None for a hub id, which has to be fetched."""
+    if model in embedded():
+        return BASES / model
+    place = project / model
+    return place if is_path(model) or os.path.isdir(place) else None
 
 
 def base_model(model: str, info: ValidationInfo) -> str:
     """Validate `base.model`."""
-    if model in EMBEDDED:
+    if model in embedded():
         return model
-    if model.endswith(".safetensors"):
-        raise refuse("single files are not supported yet; convert it to a folder in diffusers' layout")
-    if model.endswith(_PICKLES):
-        raise refuse("pickled weights can run code and are never loaded; convert them to safetensors")
-    if "/" in model and not is_path(model) and not is_hub_id(model):
-        raise refuse(f"{model!r} is neither an embedded base nor a hub id (org/name) nor a folder")
+    _check_shape(model)
     if info.context is not None:
-        _check_base(model, info.context["project"])
+        _check_place(model, info.context["project"], (INDEX,))
     return model
 
 
-def _check_base(model: str, project: Path) -> None:
+def vae_model(model: str, info: ValidationInfo) -> str:
+    """Validate `base.vae`."""
+    if is_pickle(model):
+        raise refuse("a VAE is not read from pickled weights; convert it to safetensors")
+    _check_shape(model)
+    if info.context is not None:
+        _check_place(model, info.context["project"], ("config.json", "vae/config.json"))
+    return model
+
+
+def config_folder(path: str, info: ValidationInfo) -> str:
+    """Validate `base.config`."""
+    if info.context is not None and not os.path.isfile(info.context["project"] / path / INDEX):
+        raise refuse(f"{path!r} has no {INDEX}; name a folder in diffusers' layout")
+    return path
+
+
+def _check_shape(model: str) -> None:
     if model.startswith("~"):
         raise refuse("~ is not expanded; write the whole path")
-    folder = project / model
-    if os.path.isdir(folder):
-        if not os.path.isfile(folder / "model_index.json"):
-            raise refuse(f"{model!r} has no model_index.json; name a folder in diffusers' layout")
-    elif os.path.exists(folder):
-        raise refuse(f"{model!r} is a file; name a folder in diffusers' layout")
+    if "/" in model and not is_path(model) and not is_hub_id(model):
+        raise refuse(f"{model!r} is neither an embedded base nor a hub id (org/name) nor a folder")
+
+
+def _check_place(model: str, project: Path, wanted: tuple[str, ...]) -> None:
+    place = project / model
+    if os.path.isdir(place):
+        if not any(os.path.isfile(place / name) for name in wanted):
+            raise refuse(f"{model!r} has no {' and no '.join(wanted)}; name a folder in diffusers' layout")
+    elif os.path.exists(place):
+        if not is_single_file(model):
+            raise refuse(f"{model!r} is a file; name a folder in diffusers' layout, or a .safetensors file")
     elif is_tracked(model, project):
         return
+    elif is_single_file(model):
+        raise refuse(f"file {model!r} does not exist{_near(place, project)}")
     elif is_path(model) or (is_hub_id(model) and os.path.isdir(project / model.split("/")[0])):
-        raise refuse(f"folder {model!r} does not exist{_near(folder, project)}")
+        raise refuse(f"folder {model!r} does not exist{_near(place, project)}")
     elif not is_hub_id(model):
-        near = difflib.get_close_matches(model, EMBEDDED, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(EMBEDDED)}"
+        names = embedded()
+        near = difflib.get_close_matches(model, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(names)}"
         raise refuse(f"no folder and no embedded base is called {model!r} ({hint}); a hub id is org/name")
 
 
@@ -113,8 +153,8 @@ def _check_dataset(path: str, project: Path) -> None:
 
 
 def _near(folder: Path, project: Path) -> str:
-    """The folder that was meant, if one beside it has nearly the same name."""
-    beside = [name for name in names_in(folder.parent) if os.path.isdir(folder.parent / name)]
+    """The folder, or the checkpoint, that was meant, if one beside it has nearly the same name."""
+    beside = [name for name in names_in(folder.parent) if is_single_file(name) or os.path.isdir(folder.parent / name)]
     near = difflib.get_close_matches(folder.name, beside, n=1)
     return f" (did you mean {os.path.relpath(folder.parent / near[0], project)}?)" if near else ""
 

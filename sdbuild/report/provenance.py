@@ -15,9 +15,9 @@ from sdbuild.build.revisions import Revisions
 from sdbuild.console import Console
 from sdbuild.errors import DataError, UsageError
 from sdbuild.families.digest import base_digest, md5_file
-from sdbuild.families.locate import BASES, embedded
 from sdbuild.plan.compile import VERSIONS, trained_components
 from sdbuild.plan.model import STEP_KINDS
+from sdbuild.recipe.places import BASES, embedded
 from sdbuild.report.changes import value_changes
 from sdbuild.report.difference import settings
 from sdbuild.report.header import Header, read_header

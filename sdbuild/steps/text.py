@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sdbuild.families.contract import TextEncoder
 
-COMPONENTS = ("text_encoder", "tokenizer")
+COMPONENTS = ("text",)
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -29,7 +29,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     previous = reuse(context.previous / "text")
     missing = store.missing(wanted, previous)
     if missing:
-        encoder = _load(inputs.base)
+        encoder = _load(inputs.base, spec.get("clip_skip", 1))
         _warn_of_long(wanted.values(), encoder, context)
         store.fill(_encode([(key, wanted[key]) for key in missing], encoder, context))
     export(wanted, out / "text", [previous, store])
@@ -38,12 +38,12 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     return Items(total=len(wanted), computed=len(missing))
 
 
-def _load(base: Path) -> TextEncoder:
+def _load(base: Path, clip_skip: int) -> TextEncoder:
     from accelerate import PartialState
 
     from sdbuild import families
 
-    return families.load(base).load_text(device=str(PartialState().device))
+    return families.load(base, clip_skip=clip_skip).load_text(device=str(PartialState().device))
 
 
 def _warn_of_long(captions: Iterable[str], encoder: TextEncoder, context: Context) -> None:

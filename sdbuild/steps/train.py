@@ -73,7 +73,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     sampler = sampler_of(
         data.examples, spec["datasets"], batch=settings.batch * settings.accumulate, seed=settings.seed
     )
-    family = families.load(inputs.base)
+    family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
     _warn_of_small_buckets(sampler.counts, settings, family.vae_factor, context.warn)
     schedule = family.noise_schedule()
     objective, measured = _objectives(settings, schedule, device)

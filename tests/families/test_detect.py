@@ -34,7 +34,7 @@ def test_families_are_known_by_their_own_names() -> None:
 
 def test_detection_is_light(base: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from sdbuild.families import detect, digest, locate;"
+        "import sys; from pathlib import Path; from sdbuild.families import detect, digest, sources;"
         f"detect(Path({str(base)!r})); heavy = {{'torch', 'diffusers', 'transformers', 'huggingface_hub', 'dvc'}};"
         "sys.exit(bool(heavy & set(sys.modules)))"
     )

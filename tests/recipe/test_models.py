@@ -15,7 +15,13 @@ SMALL: dict[str, Any] = {"name": "cat", "base": {"model": "emoji-64"}, "datasets
 def test_all_defaults_are_visible_when_resolved() -> None:
     assert Recipe.model_validate(SMALL).resolved() == {
         "name": "cat",
-        "base": {"model": "emoji-64", "revision": None},
+        "base": {
+                "model": "emoji-64",
+                **dict.fromkeys(("revision", "variant", "family", "vae", "config", "prediction_type")),
+                "clip_skip": 1,
+                "t5": True,
+                "allow_pickle": False,
+            },
         "datasets": [
             {
                 "path": "datasets/cat",

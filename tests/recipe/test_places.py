@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdbuild.recipe.load import load_project
-from sdbuild.recipe.places import base_folder, embedded_folder, is_hub_id, overlaps
+from sdbuild.recipe.places import BASES, embedded, is_hub_id, is_single_file, overlaps, place_of
 from tests.recipe.helpers import BASE, DATA, GOOD, complaints, put, write
 
 
@@ -82,9 +82,9 @@ def test_names_in_any_script(project: Path) -> None:
         ("/no/where", "folder '/no/where' does not exist"),
         ("~/sd", "~ is not expanded; write the whole path"),
         ("models/sd", "'models/sd' has no model_index.json; name a folder in diffusers' layout"),
-        ("models/file", "'models/file' is a file; name a folder in diffusers' layout"),
-        ("models/sd.safetensors", "single files are not supported yet; convert it to a folder in diffusers' layout"),
-        ("sd.ckpt", "pickled weights can run code and are never loaded; convert them to safetensors"),
+        ("models/file", "'models/file' is a file; name a folder in diffusers' layout, or a .safetensors file"),
+        ("models/ds.safetensors", "file 'models/ds.safetensors' does not exist (did you mean models/sd.safetensors?)"),
+        ("models/sd.ckpt", "pickled weights can run code; convert them to safetensors, or set allow_pickle: true"),
         ("some org/name", "'some org/name' is neither an embedded base nor a hub id (org/name) nor a folder"),
         ("org/name@main", "'org/name@main' is neither an embedded base nor a hub id"),
     ],
@@ -92,13 +92,16 @@ def test_names_in_any_script(project: Path) -> None:
 def test_bad_bases(project: Path, model: str, expected: str) -> None:
     (project / "models" / "sd").mkdir(parents=True)
     put(project, "models/file")
+    put(project, "models/sd.ckpt")
+    put(project, "models/sd.safetensors")
     write(project, cat=f"base:\n  model: '{model}'\n" + DATA)
     (message,) = complaints(project)
     assert message.startswith(f"recipes/cat.yaml:2: base.model: {expected}")
 
 
-@pytest.mark.parametrize("model", ["base", "./base", "models/sd", "org/name", "emoji-64"])
+@pytest.mark.parametrize("model", ["base", "./base", "models/sd", "org/name", "emoji-64", "models/sd.safetensors"])
 def test_good_bases(project: Path, model: str) -> None:
+    put(project, "models/sd.safetensors")
     put(project, "base/model_index.json")
     put(project, "models/sd/model_index.json")
     write(project, cat=f"base: {{model: {model}}}\n" + DATA)
@@ -125,17 +128,51 @@ def test_names_that_no_disk_can_hold(project: Path, text: str, name: str) -> Non
     assert complaints(project)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("model: org/name, vae: nowhere.safetensors", "vae: file 'nowhere.safetensors' does not exist"),
+        ("model: org/name, vae: vae.ckpt", "vae: a VAE is not read from pickled weights; convert it to safetensors"),
+        ("model: org/name, vae: models", "vae: 'models' has no config.json and no vae/config.json"),
+        ("model: org/name, config: models", "config: 'models' has no model_index.json; name a folder in diffusers'"),
+        ("model: org/name, config: base", "config: 'org/name' is no single file and has its own configurations"),
+        ("model: sd.safetensors, variant: fp16", "variant: 'sd.safetensors' is a single file and has no variants"),
+        ("model: sd.safetensors, allow_pickle: true", "allow_pickle: 'sd.safetensors' is no pickle (.ckpt); remove"),
+        ("model: org/name, family: sd4", "family: unknown value 'sd4' (did you mean sd3?)"),
+        ("model: org/name, clip_skip: 0", "clip_skip: must be at least 1, is 0"),
+    ],
+)
+def test_settings_that_do_not_fit_the_base(project: Path, settings: str, expected: str) -> None:
+    put(project, "base/model_index.json")
+    put(project, "models/file")
+    put(project, "sd.safetensors")
+    write(project, cat=f"base: {{{settings}}}\n" + DATA)
+    (message,) = complaints(project)
+    assert message.startswith(f"recipes/cat.yaml:1: base.{expected}")
+
+
+def test_a_pickle_that_is_allowed(project: Path) -> None:
+    put(project, "sd.ckpt")
+    write(project, cat="base: {model: sd.ckpt, allow_pickle: true}\n" + DATA)
+    assert load_project(project)[0].base.allow_pickle
+
+
 def test_where_a_base_lies(project: Path) -> None:
     put(project, "models/sd/model_index.json")
-    assert base_folder("emoji-64", project) == embedded_folder("emoji-64")
-    assert base_folder("models/sd", project) == project / "models" / "sd"
-    assert base_folder("/opt/sd", project) == Path("/opt/sd")
-    assert base_folder("org/name", project) is None
+    assert "emoji-64" in embedded()
+    assert place_of("emoji-64", project) == BASES / "emoji-64"
+    assert place_of("models/sd", project) == project / "models" / "sd"
+    assert place_of("/opt/sd", project) == Path("/opt/sd")
+    assert place_of("a/b.safetensors", project) == project / "a/b.safetensors"
+    assert place_of("org/name", project) is None
 
 
 def test_shapes_of_names() -> None:
     assert is_hub_id("stable-diffusion-v1-5/stable-diffusion-v1-5")
     assert not is_hub_id("a/b/c")
     assert not is_hub_id("./b")
+    assert not is_hub_id("models/sd.safetensors")
+    assert is_single_file("models/sd.safetensors")
+    assert not is_single_file("org/safetensors")
     assert overlaps("a/b", "a")
     assert not overlaps("a/b", "a/bc")

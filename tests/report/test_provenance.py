@@ -13,8 +13,8 @@ from sdbuild.build.cache import LocalCache
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Revisions
 from sdbuild.families.digest import base_digest, md5_file
-from sdbuild.families.locate import BASES
 from sdbuild.plan import compile
+from sdbuild.recipe.places import BASES
 from sdbuild.report.provenance import provenance
 from sdbuild.report.states import States
 from sdbuild.training.tensorfile import write_tensors

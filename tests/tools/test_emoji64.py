@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from sdbuild.families.locate import BASES
+from sdbuild.recipe.places import BASES
 from tools.emoji64 import loop, pictures, sampling, text, unet, vae
 
 BASE = BASES / "emoji-64"

@@ -1,0 +1,144 @@
+"""Bases from the Hugging Face Hub and its local cache. Importing it is light."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sdbuild import families
+from sdbuild.errors import DataError
+from sdbuild.families.layout import INDEX, SUFFIXES, VARIANTS, lacking, read_layout
+
+T5 = ("text_encoder_3", "tokenizer_3")
+"""Components that are not downloaded where a recipe leaves T5 out."""
+VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors*", "vae/config.json", "vae/*.safetensors*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def snapshot(model: str, revision: str | None) -> Path | None:
+    """Folder of a hub id in the local cache; None if it is not there. Some of its files may be missing."""
+    root = hub_cache() / f"models--{model.replace('/', '--')}"
+    name = revision or "main"
+    if not _COMMIT.fullmatch(name):
+        ref = root / "refs" / name
+        if not ref.is_file():
+            return None
+        name = ref.read_text(encoding="utf-8").strip()
+    folder = root / "snapshots" / name
+    return folder if folder.is_dir() else None
+
+
+def download(model: str, revision: str | None, *, variant: str | None = None, t5: bool = True) -> Path:
+    """Download a base.
+
+    Only safetensors, configurations and vocabularies are fetched. Access tokens are those of the hub's own client
+    (``hf auth login`` or ``HF_TOKEN``).
+
+    Raises:
+        DataError: there is no such base, or it may not or cannot be downloaded; one line with the remedy.
+    """
+    names = [name for name in _components() if t5 or name not in T5]
+    ignored = list(_marks(mark for mark in VARIANTS if mark != f".{variant}"))
+    if variant is None:
+        folder = _download(model, revision, [INDEX, *_files(names)], ignored)
+    else:
+        weights = [f"{name}/{part}" for name in names for part in (f"*.{variant}.safetensors", f"*.{variant}-*")]
+        small = [f"{name}/*{ending}" for name in names for ending in SUFFIXES if ending != ".safetensors"]
+        folder = _download(model, revision, [INDEX, *small, *weights], ignored)
+        if short := {place.partition("/")[0] for place in missing(folder, variant=variant, t5=t5)}:
+            folder = _download(model, revision, [INDEX, *_files(sorted(short))], ignored)
+    read_layout(folder)
+    if absent := missing(folder, variant=variant, t5=t5):
+        short_of = ", ".join(absent)
+        message = f"base {model}: the repository lacks {short_of}; choose one in diffusers layout with safetensors"
+        raise DataError(message)
+    return folder
+
+
+def download_vae(model: str, revision: str | None) -> Path:
+    """Download a VAE; as `download`."""
+    snapshot = _download(model, revision, list(VAE_FILES), list(_marks(VARIANTS)))
+    folder = vae_folder(model, commit_of(snapshot))
+    if folder is None:
+        raise DataError(f"base.vae {model}: the repository has no config.json with safetensors beside it; name another")
+    return folder
+
+
+def vae_folder(model: str, revision: str | None) -> Path | None:
+    """Folder of a VAE in the local cache: a repository's top, or its `vae`; None if it is not whole there."""
+    found = snapshot(model, revision)
+    places = [] if found is None else [found, found / "vae"]
+    return next((place for place in places if not lacking(place, ["."])), None)
+
+
+def commit_of(folder: Path | None) -> str | None:
+    """The commit of a base in the hub's cache; None for one that lies elsewhere."""
+    if folder is None or folder.parent.name != "snapshots" or not _COMMIT.fullmatch(folder.name):
+        return None
+    return folder.name
+
+
+def is_whole(folder: Path, *, variant: str | None = None, t5: bool = True) -> bool:
+    """Whether a downloaded base has all its files: a killed download leaves some."""
+    return (folder / INDEX).is_file() and not missing(folder, variant=variant, t5=t5)
+
+
+def missing(folder: Path, *, variant: str | None = None, t5: bool = True) -> list[str]:
+    """Files that a downloaded base lacks; of a base that sdbuild does not know, none."""
+    layout = read_layout(folder)
+    classes = families.classes(layout)
+    optional = families.optional(layout) - layout.components.keys()
+    names = [name for name in classes if name not in optional and (t5 or name not in T5)]
+    return lacking(folder, names, variant=variant)
+
+
+def hub_cache() -> Path:
+    """Folder of the hub's local cache, as its client finds it."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if value := os.environ.get(variable):
+            return Path(os.path.expandvars(value)).expanduser()
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(os.path.expandvars(home)).expanduser() / "hub"
+
+
+def _components() -> Sequence[str]:
+    return sorted({name for description in families.descriptions() for name in description.classes})
+
+
+def _files(names: Sequence[str]) -> list[str]:
+    return [f"{name}/*{ending}" for name in names for ending in SUFFIXES]
+
+
+def _marks(marks: Iterator[str] | Sequence[str]) -> Iterator[str]:
+    return (f"*{mark}{end}*" for mark in marks for end in ".-")
+
+
+def _download(model: str, revision: str | None, patterns: list[str], ignored: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    transport: type[Exception] = getattr(errors, "HTTPError", OSError)  # of whatever library the client speaks through
+    word = f"base {model}"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
+    except errors.GatedRepoError:
+        page = f"https://huggingface.co/{model}"
+        raise DataError(f"{word}: needs its licence accepted at {page}, then `hf auth login` or HF_TOKEN") from None
+    except errors.RepositoryNotFoundError:
+        raise DataError(f"{word}: the hub has no such model, or it is private (`hf auth login` or HF_TOKEN)") from None
+    except errors.RevisionNotFoundError:
+        raise DataError(f"{word}: has no revision {revision}; leave it out, or give a commit of its history") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        raise DataError(
+            f"{word}{at}: is not on this machine and the hub cannot be reached; connect and retry"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise DataError(f"{word}{at}: the hub refused ({_first_line(error)}); build again later") from error
+    except (OSError, transport) as error:
+        raise DataError(f"{word}{at}: cannot be downloaded ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,203 @@
+"""Where a base's files are, whatever a recipe names: one folder in diffusers' layout for all steps. Light.
+
+A base is found without network by `find`; `bring` downloads and converts what is missing. What a recipe changes about
+a base (another VAE, other copies of the weights, no T5) is a folder of links below `.sdbuild/bases/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sdbuild import families
+from sdbuild.errors import DataError, Problem
+from sdbuild.families import compose, hub, single
+from sdbuild.families.layout import INDEX, read_config
+from sdbuild.recipe.places import embedded, is_hub_id, place_of
+
+
+class Source(Protocol):
+    """What a recipe says of where its base is; see `recipe.base.Base`."""
+
+    @property
+    def model(self) -> str:
+        """Embedded base, hub id, folder or file."""
+
+    @property
+    def wanted(self) -> str | None:
+        """Commit, tag or branch of a hub id."""
+
+    @property
+    def variant(self) -> str | None:
+        """Mark of the copies of the weights to take."""
+
+    @property
+    def family(self) -> str | None:
+        """What it has to be."""
+
+    @property
+    def vae(self) -> str | None:
+        """VAE in place of its own: hub id, folder or file."""
+
+    @property
+    def vae_commit(self) -> str | None:
+        """Commit that a VAE's hub id was resolved to."""
+
+    @property
+    def config(self) -> str | None:
+        """Folder of configurations for a single file."""
+
+    @property
+    def prediction_type(self) -> str | None:
+        """What the denoiser predicts."""
+
+    @property
+    def t5(self) -> bool:
+        """Whether T5 is used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commits:
+    """What the hub ids of a base were resolved to; None for what is no hub id."""
+
+    model: str | None
+    vae: str | None
+
+
+def find(source: Source, project: Path) -> Path | None:
+    """Find a base on this machine, without network and without converting anything.
+
+    Returns:
+        Its folder in diffusers' layout, or None for one that `bring` has to download or convert.
+
+    Raises:
+        DataError: there is no such base, or it is not what the recipe says it is.
+    """
+    folder = _main(source, project)
+    vae = None if folder is None else _vae(source, project, folder)
+    if folder is None or (source.vae is not None and vae is None):
+        return None
+    return _composed(source, folder, vae, project)
+
+
+def bring(source: Source, project: Path, say: Callable[[str], None] = lambda message: None) -> Path:
+    """Find a base, downloading and converting what is missing; `say` is told what takes long.
+
+    Raises:
+        DataError: there is no such base, it may not or cannot be had, or it is not what the recipe says it is.
+    """
+    folder = _main(source, project)
+    if folder is None:
+        if is_hub_id(source.model):
+            say(f"downloading the base {source.model}")
+            folder = hub.download(source.model, source.wanted, variant=source.variant, t5=source.t5)
+        else:
+            say(f"converting the base {source.model}")
+            folder = _convert(source, project)
+    if source.vae is not None and _vae(source, project, folder) is None:
+        if is_hub_id(source.vae):
+            say(f"downloading the VAE {source.vae}")
+            hub.download_vae(source.vae, source.vae_commit)
+        else:
+            say(f"converting the VAE {source.vae}")
+            single.convert_vae(project / source.vae, folder, _private(project))
+    found = find(source, project)
+    assert found is not None, source
+    return found
+
+
+def commits(source: Source, project: Path) -> Commits:
+    """The commits at which a base that was brought lies in the hub's cache."""
+    found = {
+        name: hub.commit_of(hub.snapshot(model, revision))
+        for name, model, revision in (("model", source.model, source.wanted), ("vae", source.vae, source.vae_commit))
+        if model is not None and is_hub_id(model) and not (project / model).is_dir()
+    }
+    return Commits(model=found.get("model"), vae=found.get("vae"))
+
+
+def problems(base: Mapping[str, object], folder: Path) -> list[Problem]:
+    """What a recipe's section `base` says that is not so of the base itself."""
+    described = families.describe(folder)
+    found: list[Problem] = []
+
+    def wrong(field: str, message: str) -> None:
+        found.append(Problem(field=f"base.{field}", message=message))
+
+    wanted = base.get("family")
+    if wanted is not None and wanted != described.name:
+        wrong("family", f"is {wanted}, but the base is {described.title} ({described.name}); mend or remove it")
+    if base.get("t5") is False and "text_encoder_3" not in described.classes:
+        wrong("t5", f"{described.title} has no T5; remove it")
+    predicts = base.get("prediction_type")
+    if predicts is not None:
+        own = "flow" if "transformer" in described.classes else None
+        own = own or read_config(folder, "scheduler").get("prediction_type", "epsilon")
+        if own != predicts:
+            wrong("prediction_type", f"is {predicts}, but the base says {own}; mend or remove it")
+    return found
+
+
+def _private(project: Path) -> Path:
+    return project / ".sdbuild" / "bases"
+
+
+def _main(source: Source, project: Path) -> Path | None:
+    """The base as it is, before anything is exchanged."""
+    place = place_of(source.model, project)
+    if place is None:
+        if not is_hub_id(source.model):
+            names = embedded()
+            known = f" ({', '.join(names)})" if names else ""
+            message = f"base {source.model}: is neither an embedded base{known}, a folder nor a hub id owner/name"
+            raise DataError(message)
+        snapshot = hub.snapshot(source.model, source.wanted)
+        whole = snapshot is not None and hub.is_whole(snapshot, variant=source.variant, t5=source.t5)
+        return snapshot if whole else None
+    if place.is_dir():
+        return place
+    if not place.is_file():
+        raise DataError(f"base {source.model}: there is no such folder or file")
+    config = _configurations(source, project)
+    return single.converted(place, config, source.prediction_type, _private(project), t5=source.t5)
+
+
+def _vae(source: Source, project: Path, base: Path) -> Path | None:
+    if source.vae is None:
+        return None
+    place = place_of(source.vae, project)
+    if place is None:
+        return hub.vae_folder(source.vae, source.vae_commit)
+    if place.is_dir():
+        return place if (place / "config.json").is_file() else place / "vae"
+    if not place.is_file():
+        raise DataError(f"base.vae {source.vae}: there is no such folder or file")
+    return single.converted_vae(place, base, _private(project))
+
+
+def _configurations(source: Source, project: Path) -> Path | None:
+    return None if source.config is None else project / source.config
+
+
+def _convert(source: Source, project: Path) -> Path:
+    return single.convert(
+        project / source.model,
+        _configurations(source, project),
+        source.prediction_type,
+        _private(project),
+        t5=source.t5,
+    )
+
+
+def _composed(source: Source, folder: Path, vae: Path | None, project: Path) -> Path:
+    without = ("text_encoder_3", "tokenizer_3") if not source.t5 else ()
+    if vae is None and source.variant is None and not without:
+        return folder
+    index = json.loads((folder / INDEX).read_bytes()) if (folder / INDEX).is_file() else {}
+    gone = tuple(name for name in without if (index.get(name) or [None])[0] is not None)
+    if vae is None and source.variant is None and not gone:
+        return folder
+    return compose.composed(folder, _private(project), vae=vae, variant=source.variant, without=gone)
