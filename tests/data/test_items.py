@@ -269,3 +269,17 @@ def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert peak(3500) - peak(1000) < 30 * 1024
+
+
+def test_items_that_nobody_wants_are_dropped(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store")
+    assert store.surplus(set(KEYS)) == {}
+    wanted = set(KEYS[::2]) - {key for key in KEYS if key.startswith("0")}
+    surplus, before = store.surplus(wanted), files(tmp_path / "store")
+    for name, size in surplus.items():
+        ItemStore(tmp_path / "store").drop_surplus(name, wanted)
+        path = tmp_path / "store" / name
+        assert size == len(before[name]) - (path.stat().st_size if path.exists() else 0)
+    filled(tmp_path / "other", sorted(wanted))
+    assert files(tmp_path / "store") == files(tmp_path / "other")
+    assert store.missing(wanted) == []
