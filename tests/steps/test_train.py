@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdbuild.errors import DataError, RecipeError, StepError
+from sdbuild.families.contract import FlowSchedule, NoiseSchedule
 from sdbuild.steps import train
 from sdbuild.steps.contract import Inputs, Items
+from sdbuild.training.examples import Batch
+from sdbuild.training.objective import Objective
 from tests.tiny import make_pipeline
 from tests.training.material import Listener, make_inputs, make_spec
 
@@ -233,6 +238,111 @@ def test_a_caption_without_item(tmp_path: Path, base: Path) -> None:
     index.write_text("".join(f"{line}\n" for line in index.read_text().splitlines() if "number 3" not in line))
     with pytest.raises(StepError, match="no text item for 'picture number 3'; build the text step again"):
         build(make_spec(), inputs, Listener(tmp_path))
+
+
+EVERYTHING: dict[str, Any] = {
+    "optimizer": "adamw-schedule-free",
+    "accumulate": 2,
+    "lora_plus_ratio": 4.0,
+    "prediction": "v",
+    "loss": {"kind": "huber"},
+    "weighting": {"kind": "debiased"},
+    "timesteps": {"kind": "logit-normal", "shift": 2.0},
+    "noise": {"pyramid": 0.3, "perturbation": 0.1, "zero_terminal_snr": True},
+}
+
+
+def test_another_objective_and_optimizer_are_resumed_and_told(
+    tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbuild.training.loop.REPORT_SECONDS", 0)
+    monkeypatch.setattr("sdbuild.training.checkpoint.SHARE", 1e9)
+    spec = make_spec(**EVERYTHING)
+    whole = Listener(tmp_path / "whole")
+    build(spec, inputs, whole)
+    assert whole.warnings == ["the base predicts epsilon and learns to predict v; samplers must be set to v"]
+    with pytest.raises(RuntimeError):
+        build(spec, inputs, Listener(tmp_path / "stopped", stop_at=4), "first")
+    assert build(spec, inputs, Listener(tmp_path / "stopped")).computed == 2
+    assert digests(tmp_path / "stopped/out") == digests(tmp_path / "whole/out")
+    with safe_open(tmp_path / "whole/out/adapter/tiny.safetensors", framework="pt") as file:
+        header = file.metadata()
+    assert header["modelspec.prediction_type"] == "v"
+    told = ("zero_terminal_snr", "multires_noise_discount", "ip_noise_gamma", "min_snr_gamma", "debiased_estimation")
+    assert [header[f"ss_{name}"] for name in told] == ["True", "0.3", "0.1", "None", "True"]
+    assert (header["ss_loss_type"], header["ss_huber_schedule"]) == ("huber", "snr")
+    assert (header["ss_total_batch_size"], header["ss_gradient_accumulation_steps"]) == ("4", "2")
+
+
+ZERO = {"noise": {"zero_terminal_snr": True}}
+
+
+@pytest.mark.parametrize(
+    ("flow", "settings", "problem"),
+    [
+        (False, ZERO, "train.noise.zero_terminal_snr: needs a denoiser that predicts v or x0"),
+        (True, ZERO, "train.noise.zero_terminal_snr: flow ends in noise alone by itself; remove it"),
+        (True, {"weighting": {"kind": "min-snr"}}, "train.weighting: min-snr is defined by noise schedules"),
+        (True, {"prediction": "v"}, "train.prediction: this base is a flow and predicts nothing else; remove it"),
+    ],
+)
+def test_what_the_base_does_not_allow_is_said_before_it_is_loaded(
+    tmp_path: Path, inputs: Inputs, flow: bool, settings: Any, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_model", None)
+    if flow:
+        schedule = FlowSchedule(timesteps=1000, density={})
+        monkeypatch.setattr("sdbuild.families.diffusion.DiffusionFamily.noise_schedule", lambda self: schedule)
+    with pytest.raises(RecipeError, match=problem):
+        build(make_spec(**settings), inputs, Listener(tmp_path))
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path, inputs: Inputs) -> None:
+    found = []
+    for batch, accumulate in ((4, 1), (1, 4)):
+        folder = tmp_path / str(batch)
+        spec = make_spec(batch=batch, accumulate=accumulate, optimizer="sgd", steps=3, caption_dropout=0.5)
+        build(spec, inputs, Listener(folder))
+        found.append(load_file(folder / "out/adapter/tiny.safetensors"))
+    large, small = found
+    assert all(torch.allclose(small[name], tensor, rtol=1e-4, atol=1e-6) for name, tensor in large.items())
+    assert any(not torch.equal(small[name], tensor) for name, tensor in large.items())
+
+
+def test_the_average_is_the_adapter(tmp_path: Path, inputs: Inputs) -> None:
+    listener = Listener(tmp_path)
+    build(make_spec(ema={"decay": 0.5}), inputs, listener)
+    build(make_spec(), inputs, Listener(tmp_path / "last"))
+    saved = load_file(listener.scratch / "step-000000006.safetensors")
+    last = load_file(tmp_path / "last/out/adapter/pytorch_lora_weights.safetensors")
+    for name, tensor in load_file(tmp_path / "out/adapter/pytorch_lora_weights.safetensors").items():
+        own = name.removeprefix("unet.")
+        assert torch.equal(saved[f"average/unet.{own}"], tensor)
+        assert torch.equal(saved[f"adapter/unet.{own}"], last[name])
+    means = [json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("out", "last/out")]
+    assert means[0]["train_loss"] == means[1]["train_loss"]
+    assert means[0]["validation_loss"]["base"] == means[1]["validation_loss"]["base"]
+    assert means[0]["validation_loss"]["adapter"] != means[1]["validation_loss"]["adapter"]
+
+
+def test_validation_is_the_plain_loss_whatever_is_trained_with(tmp_path: Path, inputs: Inputs) -> None:
+    settings: dict[str, Any] = {"loss": {"kind": "huber"}, "weighting": {"kind": "min-snr"}, "noise": {"offset": 0.1}}
+    build(make_spec(steps=1), inputs, Listener(tmp_path / "plain"))
+    build(make_spec(steps=1, **settings), inputs, Listener(tmp_path / "other"))
+    plain, other = (json.loads((tmp_path / name / "out/metrics.json").read_text()) for name in ("plain", "other"))
+    assert plain["validation_loss"]["base"] == other["validation_loss"]["base"]
+    assert plain["train_loss"] != other["train_loss"]
+
+
+def test_records_weigh_what_they_are_given() -> None:
+    x, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    schedule = NoiseSchedule(alphas_cumprod=torch.linspace(0.9, 0.1, 10).double(), prediction_type="epsilon")
+    objective = Objective.of(schedule, torch.device("cpu"))
+    model: Any = SimpleNamespace(denoiser=SimpleNamespace(predict=lambda noisy, timesteps, condition: noisy))
+    losses_of = train._losses(model, objective, torch.float32, torch.device("cpu"))
+    batch = Batch(x=x, noise=noise, shown=noise, timesteps=torch.tensor([1, 5, 9]), condition={})
+    weighed = replace(batch, weights=torch.tensor([1.0, 0.25, 0.0]))
+    assert losses_of(weighed).tolist() == pytest.approx((losses_of(batch) * torch.tensor([1, 0.25, 0])).tolist())
 
 
 PROGRAM = """
