@@ -31,7 +31,11 @@ class WantedLatent:
 
     @property
     def geometry(self) -> tuple[int, int, int, int, int, int]:
-        """Height and width of the picture as it was, top and left of its crop, height and width of the crop."""
+        """Height and width of the picture as it was, top and left of its crop, height and width of the crop.
+
+        As Stable Diffusion XL sees them (Podell et al. 2023, section 2.2): the crop lies in the scaled picture, and in
+        a mirrored one at its mirrored place.
+        """
         record, fit = self.placement.record, self.placement.fit
         left, top = fit.crop
         if self.flip:

@@ -87,7 +87,7 @@ def _find(
             findings.note(f"left out: {reason}", f"{folder}/{relative}")
         paired = pair(listing.pictures, dataset.get("mask"))
         for message, paths in (
-            ("masks of no picture", paired.alone),
+            ("left out: a mask whose picture is not there", paired.alone),
             ("left out: another file is the mask of the same picture", paired.twice),
         ):
             for relative in paths:
@@ -95,7 +95,7 @@ def _find(
         if "mask" in dataset:
             for relative in paired.pictures:
                 if relative not in paired.masks:
-                    findings.note("without a mask: all of it is learned", f"{folder}/{relative}")
+                    findings.note("without a mask, learned as a whole", f"{folder}/{relative}")
         masks |= {
             f"{folder}/{relative}": mask if mask == ALPHA else f"{folder}/{mask}"
             for relative, mask in paired.masks.items()

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbuild import families
 from sdbuild.data.buckets import Size
 from sdbuild.data.items import ItemStore, export, reuse
 from sdbuild.data.records import ImageRecord, iter_images, write_lines
@@ -51,7 +52,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if missing:
         encoder = _load(inputs.base, spec["dtype"], [wanted[key].placement.fit.bucket for key in missing])
         chosen = [(key, wanted[key]) for key in missing]
-        store.fill(_encode(chosen, encoder, inputs.project, spec["background"], context))
+        items = _encode(chosen, encoder, inputs.project, spec["background"], context)
+        store.fill(_with_geometry(items, wanted) if families.describe(inputs.base).geometry else items)
     export(wanted, out / "latents", [previous, store])
     write_lines(out / "latents" / "index.jsonl", _index(wanted))
     return Items(total=len(wanted), computed=len(missing))
@@ -70,11 +72,10 @@ def _index(wanted: Mapping[str, WantedLatent]) -> list[dict[str, Any]]:
 def _load(base: Path, dtype: str, buckets: Iterable[Size]) -> LatentEncoder:
     from accelerate import PartialState
 
-    from sdbuild import families
     from sdbuild.families.contract import DTYPES
 
     family = families.load(base)
-    factor = family.vae_factor
+    factor = family.multiple
     odd = {bucket for bucket in buckets if any(side % factor for side in bucket)}
     if odd:
         sizes = ", ".join(f"{width}×{height}" for width, height in sorted(odd))
@@ -98,6 +99,16 @@ def _encode(
             item["mask"] = _shrink(torch.from_numpy(mask), mean)
         yield key, item
         context.progress(done, len(chosen), "latents")
+
+
+def _with_geometry(
+    items: Iterable[tuple[str, dict[str, Tensor]]], wanted: Mapping[str, WantedLatent]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Add what some families see beside the latent: int64 [6], see `WantedLatent.geometry`."""
+    import torch
+
+    for key, item in items:
+        yield key, {**item, "geometry": torch.tensor(wanted[key].geometry)}
 
 
 def _shrink(mask: Tensor, latent: Tensor) -> Tensor:

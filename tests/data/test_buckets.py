@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
-from sdbuild.data.buckets import CROPS, bucket_sizes, fit_to_bucket, nearest_bucket
+from sdbuild.data.buckets import CROPS, bucket_sizes, fit_to_bucket, nearest_bucket, random_fits
 
 SETTINGS = [
     (resolution, step, aspect)
@@ -70,3 +70,19 @@ def test_where_the_crop_lies() -> None:
 def test_a_picture_of_the_bucket_s_size_stays_as_it_is() -> None:
     fit = fit_to_bucket(64, 64, nearest_bucket(64, 64, bucket_sizes(64, 8, 2)))
     assert (fit.bucket, fit.resize, fit.crop) == ((64, 64), (64, 64), (0, 0))
+
+
+def test_random_crops_lie_evenly_and_depend_on_the_digest() -> None:
+    fits = random_fits(300, 100, (50, 50), "digest", 8)
+    assert {(fit.bucket, fit.resize, fit.crop[1]) for fit in fits} == {((50, 50), (150, 50), 0)}
+    lefts = sorted(fit.crop[0] for fit in fits)
+    assert lefts[0] >= 0
+    assert lefts[-1] <= 100
+    assert max(after - before for before, after in pairwise([0, *lefts, 100])) <= 30
+    assert fits != random_fits(300, 100, (50, 50), "other", 8)
+    assert random_fits(300, 100, (50, 50), "digest", 3) == fits[:3], "more crops add to fewer"
+
+
+def test_there_are_no_more_crops_than_places() -> None:
+    assert len(random_fits(64, 64, (32, 32), "digest", 5)) == 1
+    assert {fit.crop for fit in random_fits(32, 34, (32, 32), "digest", 40)} == {(0, 0), (0, 1), (0, 2)}

@@ -260,6 +260,35 @@ def test_json_lines_that_are_not_there(tmp_path: Path) -> None:
     assert "must lie inside its dataset's folder" in problem(outside)
 
 
+def test_lines_of_a_sidecar_are_captions(tmp_path: Path) -> None:
+    files = {"a.txt": "a cat\r\n\n sks sitting \na cat", "b.txt": "one"}
+    spec = {"path": FOLDER, "caption": {"from": "sidecar"}, "trigger": "sks", "lines": True}
+    for name, content in files.items():
+        write(tmp_path / FOLDER / name, content)
+    first, second = caption_records([image("a.png"), image("b.png")], {"datasets": [spec]}, tmp_path).records
+    assert (first.text, first.others) == ("sks a cat", ("sks sitting",))
+    assert (second.text, second.others) == ("sks one", ())
+    del spec["lines"]
+    first, _ = caption_records([image("a.png"), image("b.png")], {"datasets": [spec]}, tmp_path).records
+    assert (first.text, first.others) == ("a cat sks sitting a cat", ())
+    write(tmp_path / FOLDER / "b.txt", " \n\n")
+    (wrong,) = caption_records([image("b.png")], {"datasets": [{**spec, "lines": True}]}, tmp_path).problems
+    assert "this caption is empty" in str(wrong)
+
+
+def test_lists_in_json_lines_are_captions(tmp_path: Path) -> None:
+    rows = jsonl({"file": "a.png", "text": ["a  cat", "a tom"]}, {"file": "b.png", "text": ["a dog"]})
+    captions = run(tmp_path, "a.png", "b.png", files={"captions.jsonl": rows}, **{"from": "jsonl"})
+    assert [(row.text, row.others) for row in captions.records] == [("a cat", ("a tom",)), ("a dog", ())]
+    for wrong, message in (([], "missing or not a text"), (["a", 1], "not a text"), (["a", " "], "is empty")):
+        rows = jsonl({"file": "a.png", "text": wrong})
+        captions = run(tmp_path, "a.png", files={"captions.jsonl": rows}, **{"from": "jsonl"})
+        assert message in str(captions.problems[0])
+    rows = jsonl({"file": "a.png", "text": "a"}, {"file": "a.png", "text": "b"})
+    captions = run(tmp_path, "a.png", files={"captions.jsonl": rows}, **{"from": "jsonl"})
+    assert "a second caption for a.png; keep one, or make a list of both" in str(captions.problems[0])
+
+
 def test_control_characters_go(tmp_path: Path) -> None:
     assert texts(run(tmp_path, "a.png", files={"a.txt": b"a\x00 \x1b[1mcat\x7f"})) == {"a.png": "a [1mcat"}
 

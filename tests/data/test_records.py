@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sdbuild.data.buckets import Fit
 from sdbuild.data.records import (
     CaptionRecord,
     ImageRecord,
@@ -54,6 +56,18 @@ def test_images_have_the_documented_keys(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "images.jsonl").read_text())
     assert list(row) == ["path", "dataset", "digest", "width", "height", "bucket", "resize", "crop", "split"]
     assert row["bucket"] == [72, 56]
+
+
+def test_further_ways_and_masks_are_read_back(tmp_path: Path) -> None:
+    fits = (Fit(bucket=(96, 64), resize=(96, 77), crop=(0, 6)), Fit(bucket=(72, 56), resize=(72, 58), crop=(0, 2)))
+    row = image(further=fits, mask="datasets/x/a.mask.png")
+    write_images(tmp_path / "images.jsonl", [row])
+    assert read_images(tmp_path / "images.jsonl") == [row]
+    assert row.fits == (Fit(bucket=(72, 56), resize=(72, 58), crop=(0, 1)), *fits)
+    assert json.loads((tmp_path / "images.jsonl").read_text())["further"][0]["bucket"] == [96, 64]
+    texts = replace(caption("a"), others=("a dog", "a fox"))
+    write_captions(tmp_path / "captions.jsonl", [texts])
+    assert read_captions(tmp_path / "captions.jsonl") == [texts]
 
 
 def test_captions_are_sorted_and_read_back(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdbuild.data import views
+from sdbuild.data.buckets import Fit
 from sdbuild.data.records import CaptionRecord
 from tests.data.files import write
 from tests.data.test_records import image
@@ -27,6 +28,14 @@ def test_pixels_know_no_paths() -> None:
     assert views.pixels([replace(one, crop=(0, 2)), other]) != view
 
 
+def test_pixels_know_datasets_where_they_see_differently() -> None:
+    large = Fit(bucket=(96, 64), resize=(96, 77), crop=(0, 6))
+    one, other = image(digest="1", further=(large,)), image(digest="1", dataset=1)
+    usual = ["1", [72, 56], [72, 58], [0, 1]]
+    assert views.pixels([one, replace(one, dataset=1)]) == [usual, ["1", [96, 64], [96, 77], [0, 6]]]
+    assert views.pixels([one, other]) == [usual, ["1", [96, 64], [96, 77], [0, 6], [0]]]
+
+
 def test_texts_come_once() -> None:
     rows = [
         CaptionRecord(digest=str(n), dataset=0, text=t, origin="sidecar", split="train") for n, t in enumerate("bab")
@@ -41,6 +50,13 @@ def test_texts_of_pictures_are_the_captions(tmp_path: Path) -> None:
     write(tmp_path / "datasets/x/notes.txt", "unrelated")
     write(tmp_path / "datasets/x/a.txt", "a cat\n\n")
     assert views.texts_of([image(digest="1")], spec, tmp_path) == {"0:1": ["sks a cat", "sidecar", "train"]}
+
+
+def test_several_texts_and_variants_are_seen() -> None:
+    row = CaptionRecord(digest="1", dataset=0, text="a, b", origin="sidecar", split="train", others=("c",))
+    assert views.records([row]) == {"0:1": ["a, b", "train", "c"]}
+    tags = {"separator": ",", "keep": 0, "shuffle": True, "dropout": 0, "variants": 20}
+    assert views.texts([row], {"datasets": [{"tags": tags}]}) == ["a, b", "b, a", "c"]
 
 
 def test_mistakes_make_a_view_of_their_own(tmp_path: Path) -> None:

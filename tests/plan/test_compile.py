@@ -16,7 +16,10 @@ from tests.conftest import RECIPE
 def steps(root: Path, **changes: Mapping[str, Any] | None) -> dict[str, Step]:
     content = {**RECIPE, "base": {"model": "org/base"}}
     for section, change in changes.items():
-        content[section] = {**content.get(section, {}), **change} if change is not None else None
+        if section == "datasets":
+            content[section] = [{**content[section][0], **(change or {})}]
+        else:
+            content[section] = {**content.get(section, {}), **change} if change is not None else None
     (root / "recipes").mkdir(exist_ok=True)
     (root / "datasets/cats").mkdir(parents=True, exist_ok=True)
     path = root / "recipes/cat.yaml"
@@ -54,8 +57,16 @@ def test_without_samples(tmp_path: Path) -> None:
         ("sample", {"guidance": 3}, {"samples"}),
         ("images", {"resolution": 64}, {"images", "samples"}),
         ("images", {"flip": True}, {"latents"}),
+        ("images", {"crop": "random", "crops": 2}, {"images"}),
         ("images", {"on_error": "skip"}, {"images"}),
         ("method", {"rank": 3}, {"train", "samples"}),
+        ("datasets", {"resolutions": [32, 64]}, {"images"}),
+        ("datasets", {"mask": {"from": "alpha"}}, {"images"}),
+        ("datasets", {"mask": {"from": "alpha", "minimum": 0.5}}, {"images", "train"}),
+        ("datasets", {"lines": True}, {"captions"}),
+        ("datasets", {"tags": {"variants": 2}}, {"text", "train"}),
+        ("datasets", {"weight": 2}, {"train"}),
+        ("datasets", {"repeats": 2}, {"train"}),
     ],
 )
 def test_a_step_sees_only_its_part_of_the_recipe(
@@ -63,6 +74,34 @@ def test_a_step_sees_only_its_part_of_the_recipe(
 ) -> None:
     before, after = steps(tmp_path), steps(tmp_path, **{section: change})
     assert {kind for kind in before if before[kind].spec != after[kind].spec} == kinds
+
+
+def test_settings_of_later_versions_are_no_parameters_until_they_are_set(tmp_path: Path) -> None:
+    """What was built before these settings existed stays fresh."""
+    found = {kind: step.spec for kind, step in steps(tmp_path).items()}
+    dataset = {"path": "datasets/cats"}
+    assert found["images"] == {
+        "version": 1,
+        "datasets": [{**dataset, "holdout": 1}],
+        "resolution": 32,
+        "buckets": {"step": 8, "max_aspect": 2.0},
+        "crop": "center",
+        "background": "white",
+        "on_error": "fail",
+    }
+    assert found["captions"] == {
+        "version": 1,
+        "datasets": [{**dataset, "caption": {"from": "sidecar"}, "trigger": "sks"}],
+    }
+    assert found["latents"] == {
+        "version": 1,
+        "datasets": ["datasets/cats"],
+        "flip": False,
+        "background": "white",
+        "dtype": "float32",
+    }
+    assert found["text"] == {"version": 1, "empty": False}
+    assert found["train"]["datasets"] == [{"repeats": 1}]
 
 
 def test_no_parameter_has_a_name_that_dvc_leaves_out_of_its_run_cache(tmp_path: Path) -> None:
@@ -75,5 +114,7 @@ def test_no_parameter_has_a_name_that_dvc_leaves_out_of_its_run_cache(tmp_path: 
             for inner in value:
                 yield from keys(inner)
 
-    for step in steps(tmp_path).values():
+    mask = {"from": "sidecar", "minimum": 0.5}
+    everything = {"tags": {}, "mask": mask, "weight": 2, "resolutions": [32], "lines": True}
+    for step in steps(tmp_path, datasets=everything, images={"crop": "random", "crops": 2}).values():
         assert not {"size", "nfiles"} & set(keys(step.spec))

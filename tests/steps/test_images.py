@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdbuild.data.pictures import pixel_digest
 from sdbuild.data.records import ImageRecord, read_images, read_skipped
@@ -251,6 +252,68 @@ def test_pixels_held_out_of_one_dataset_are_held_out_of_all(build: Build) -> Non
     held = {row.digest for row in build.rows if row.split == "holdout"}
     assert held.isdisjoint(row.digest for row in build.rows if row.split == "train")
     assert [row.dataset for row in build.rows] == [0] * 5 + [1] * 6
+
+
+def test_several_resolutions_and_crops(build: Build) -> None:
+    build.put("a.png", encoded(pattern(90, 60)))
+    spec = {"path": FOLDER, "holdout": 0, "resolutions": [32, 48]}
+    assert build.run(datasets=[spec], crop="random", crops=3) == Items(total=1, computed=1)
+    (row,) = build.rows
+    assert [fit.bucket for fit in row.fits] == [(40, 24)] * 3 + [(56, 40)] * 3
+    assert len(set(row.fits)) == 6
+    first = row.fits
+    build.run(datasets=[{"path": FOLDER, "holdout": 0}], crop="random", crops=1)
+    (row,) = build.rows
+    assert (row.fits, row.further) == (first[:1], ())
+
+
+def test_a_picture_too_small_for_one_resolution(build: Build) -> None:
+    build.put("a.png", encoded(pattern(8, 8)))
+    with pytest.raises(DataError, match=r"a.png: too small .* for its bucket of 96×96"):
+        build.run(datasets=[{"path": FOLDER, "holdout": 0, "resolutions": [32, 96]}])
+
+
+MASKED = {"path": FOLDER, "holdout": 0, "mask": {"from": "sidecar", "suffix": ".mask"}}
+
+
+def test_masks(build: Build) -> None:
+    whole = pixel_digest(pattern())
+    for name, value in (("a", 0), ("b", 255)):
+        build.put(f"{name}.png", encoded(pattern(seed=ord(name) - 97)))
+        mask = Image.new("L", (40, 30), value)
+        mask.paste(255, (0, 0, 9, 9))
+        build.put(f"{name}.mask.png", encoded(mask))
+    build.put("c.png", seed=2)
+    build.put("lost.mask.png")
+    assert build.run(datasets=[MASKED]) == Items(total=3, computed=3)
+    first, second, third = build.rows
+    assert (first.mask, second.mask, third.mask) == (f"{FOLDER}/a.mask.png", f"{FOLDER}/b.mask.png", None)
+    assert first.digest != whole
+    assert second.digest == pixel_digest(pattern(seed=1)), "a white mask is none"
+    assert build.warnings == [
+        f"1 picture left out: a mask whose picture is not there ({FOLDER}/lost.mask.png)",
+        f"1 picture without a mask, learned as a whole ({FOLDER}/c.png)",
+    ]
+    assert build.run(datasets=[MASKED]) == Items(total=3, computed=0)
+    build.put("a.mask.png", encoded(Image.new("L", (40, 30), 7)))
+    assert build.run(datasets=[MASKED]) == Items(total=3, computed=1)
+    assert build.rows[0].digest not in (first.digest, whole)
+
+
+def test_bad_masks_are_told_with_their_pictures(build: Build) -> None:
+    for name in "ab":
+        build.put(f"{name}.png", seed=ord(name))
+    build.put("a.mask.png", b"text")
+    (build.project / FOLDER / "b.mask.png").symlink_to("nowhere")
+    with pytest.raises(DataError) as caught:
+        build.run(datasets=[MASKED])
+    assert [str(problem).split(";")[0] for problem in caught.value.problems] == [
+        f"{FOLDER}/a.png: its mask {FOLDER}/a.mask.png is text, not a picture, in spite of its .png",
+        f"{FOLDER}/b.png: its mask {FOLDER}/b.mask.png links to a file that is not there",
+    ]
+    build.put("c.png", seed=3)
+    build.run(datasets=[MASKED], on_error="skip")
+    assert [row.path for row in build.rows] == [f"{FOLDER}/c.png"]
 
 
 def test_an_interrupted_step_keeps_what_it_decoded(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

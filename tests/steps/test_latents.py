@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sdbuild.data.buckets import Fit
 from sdbuild.data.items import ShardReader
-from sdbuild.data.records import ImageRecord, read_images
+from sdbuild.data.pictures import pixel_digest
+from sdbuild.data.records import ImageRecord, read_images, write_images
 from sdbuild.data.wanted import wanted_latents
 from sdbuild.errors import DataError
 from sdbuild.families import load, networks, sd1
@@ -122,6 +125,64 @@ def test_flipped_pictures_are_items_of_their_own(stage: Stage) -> None:
     mirrored = np.asarray(Image.open(picture).convert("RGB"))[:, ::-1].astype(np.float32) / 127.5 - 1
     mean, _ = load(stage.base).load_vae().encode(torch.from_numpy(mirrored.copy()).permute(2, 0, 1)[None])
     torch.testing.assert_close(ShardReader(out / "latents").read(flipped["key"])["mean"], mean)
+
+
+def masked_records(stage: Stage) -> tuple[Path, Image.Image]:
+    """`images.jsonl` of one picture whose left half counts, seen in two ways by dataset 0 and in one by dataset 1."""
+    (picture,) = make_pictures(stage.project / "pictures", 1, size=(64, 56))
+    mask = Image.new("L", (64, 56))
+    mask.paste(255, (0, 0, 32, 56))
+    mask.save(stage.project / "pictures/0000.mask.png")
+    (record,) = read_images(write_records(stage.project, [picture]))
+    record = replace(
+        record, digest=pixel_digest(Image.open(picture).convert("RGB"), mask), mask="pictures/0000.mask.png"
+    )
+    small = Fit(bucket=(32, 24), resize=(32, 28), crop=(0, 3))
+    rows = [replace(record, further=(small,)), replace(record, dataset=1)]
+    write_images(stage.project / "images.jsonl", rows)
+    return stage.project / "images.jsonl", mask
+
+
+def test_masks_lie_beside_their_latents(stage: Stage) -> None:
+    images, _ = masked_records(stage)
+    items, out = stage.run(latents, {**SPEC, "flip": True}, images=images)
+    assert (items.total, items.computed) == (4, 4)
+    reader, found = ShardReader(out / "latents"), {}
+    for row in index(out):
+        item = reader.read(row["key"])
+        assert item["mask"].shape == (1, *item["mean"].shape[1:])
+        found[row["flip"], item["mask"].shape[-1]] = item["mask"], row.get("datasets")
+    left = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]).expand(1, 7, 8)
+    assert torch.equal(found[False, 8][0], left)
+    assert torch.equal(found[True, 8][0], left.flip(-1))
+    assert found[False, 4][0][0, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.1), "scaled masks have soft edges"
+    assert (found[False, 8][1], found[False, 4][1]) == (None, [0])
+
+
+def test_a_changed_mask_is_noticed(stage: Stage) -> None:
+    images, mask = masked_records(stage)
+    mask.paste(255, (0, 0, 40, 56))
+    mask.save(stage.project / "pictures/0000.mask.png")
+    with pytest.raises(DataError, match=r"^pictures/0000.png: changed while it was being built; build again$"):
+        stage.run(latents, SPEC, images=images)
+
+
+def test_families_that_see_size_and_crop_have_them(stage: Stage, tmp_path: Path) -> None:
+    xl = make_pipeline(tmp_path / "xl", family="sdxl")
+    images = write_records(stage.project, make_pictures(stage.project / "pictures", 1))
+    (record,) = read_images(images)
+    narrow = Fit(bucket=(24, 32), resize=(32, 32), crop=(2, 0))
+    record = replace(record, bucket=(32, 24), resize=(32, 32), crop=(0, 6), further=(narrow,))
+    write_images(images, [record])
+    _, out = stage.run(latents, {**SPEC, "flip": True}, images=images, base=xl)
+    reader = ShardReader(out / "latents")
+    found = {(row["flip"], *reader.read(row["key"])["geometry"].tolist()) for row in index(out)}
+    assert found == {
+        (False, 64, 64, 6, 0, 24, 32),
+        (True, 64, 64, 6, 0, 24, 32),
+        (False, 64, 64, 0, 2, 32, 24),
+        (True, 64, 64, 0, 6, 32, 24),
+    }
 
 
 def test_another_vae_or_bucket_is_another_item(stage: Stage, tmp_path: Path) -> None:
