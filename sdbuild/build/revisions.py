@@ -69,12 +69,12 @@ class Revisions:
             raise UsageError(f"no revision {name}; `git log --oneline` and `git tag` show what there is")
         return next(self._log("--no-walk", found.strip()))
 
-    def commits(self, path: str, *, everywhere: bool = False) -> list[Commit]:
-        """Commits that changed a file, newest first: those before HEAD, or `everywhere`, in all branches and tags."""
+    def commits(self, *paths: str, everywhere: bool = False) -> list[Commit]:
+        """Commits that changed some files, newest first: HEAD's, or `everywhere`, those of all branches and tags."""
         which = ("--full-history", "--exclude=refs/stash", "--all", "HEAD") if everywhere else ("HEAD",)
         if self._git("rev-parse", "--verify", "--quiet", "HEAD") is None:
             return []
-        return list(self._log("--topo-order", *which, "--", path))
+        return list(self._log("--topo-order", *which, "--", *paths))
 
     def read(self, revision: str, path: str) -> bytes | None:
         """A file, relative to the project, as it was in a commit; None where it was not there."""

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +40,6 @@ class Origin:
     state: State
     record: Record
     likeness: Likeness
-    whole: bool
-    """The state's `recipe.json` says what `dvc.lock` was built from, so a build finds nothing to do there."""
 
 
 def provenance(file: Path, project: Project | None, console: Console | None = None) -> Iterator[str]:
@@ -68,14 +67,16 @@ def provenance(file: Path, project: Project | None, console: Console | None = No
 def find_origin(states: States, objects: Objects, md5: str, spec: Any) -> Origin | None:
     """The first state of any branch that made a file with this MD5, or else was built from this spec of training."""
     built: dict[tuple[str, str, bool], tuple[State, Record]] = {}
+    last: dict[str, Record] = {}
     commits = (states.state(commit) for commit in reversed(states.commits(everywhere=True)))
-    for state in (*commits, states.working()):
-        for record in state.records.values():
-            adapter = record.out("adapter")
+    for state in chain(commits, [states.working()]):
+        for name, record in state.records.items():
+            adapter = record.out("adapter") if not _repeats(last.get(name), record) else None
             if adapter is None:
                 continue
-            key = (record.recipe, adapter, record.parameters("train") == spec)
-            if key not in built or (_is_whole(record) and not _is_whole(built[key][1])):
+            last[name] = record
+            key = (name, adapter, record.parameters("train") == spec)
+            if key not in built or (record.whole and not built[key][1].whole):
                 built[key] = (state, record)
     found = [_likened(*each, objects, md5, alike=key[2]) for key, each in built.items()]
     if not any(origin and origin.likeness == "bytes" for origin in found):
@@ -83,7 +84,7 @@ def find_origin(states: States, objects: Objects, md5: str, spec: Any) -> Origin
         found = [_likened(*each, objects, md5, alike=key[2]) for key, each in built.items()]
     order: list[Likeness] = ["bytes", "unknown", "settings"]
     origins = [origin for origin in found if origin]
-    return min(origins, key=lambda origin: (order.index(origin.likeness), not origin.whole), default=None)
+    return min(origins, key=lambda origin: (order.index(origin.likeness), not origin.record.whole), default=None)
 
 
 def _likened(state: State, record: Record, objects: Objects, md5: str, *, alike: bool) -> Origin | None:
@@ -91,12 +92,11 @@ def _likened(state: State, record: Record, objects: Objects, md5: str, *, alike:
     likeness: Likeness = "unknown" if files is None else "bytes" if md5 in files.values() else "settings"
     if likeness != "bytes" and not alike:
         return None
-    return Origin(state=state, record=record, likeness=likeness, whole=_is_whole(record))
+    return Origin(state=state, record=record, likeness=likeness)
 
 
-def _is_whole(record: Record) -> bool:
-    steps = record.compiled.get("steps")
-    return isinstance(steps, dict) and steps.get("train") == record.parameters("train")
+def _repeats(before: Record | None, record: Record) -> bool:
+    return before is not None and before.entries == record.entries and before.whole
 
 
 def _described(name: str, header: Header) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _commands(project: Project, revisions: Revisions, origin: Origin) -> Iterato
             yield f"dvc checkout {shlex.join(tracked)}"
     before = STEP_KINDS[: STEP_KINDS.index("train") + 1]
     versions = {kind: record.parameters(kind).get("version") for kind in before if kind in record.entries}
-    if origin.whole and all(VERSIONS[kind] == version for kind, version in versions.items()):
+    if record.whole and all(VERSIONS[kind] == version for kind, version in versions.items()):
         yield f"doit {shlex.quote(record.recipe)}"
     else:  # this sdbuild would build it anew, and perhaps otherwise
         yield f"dvc checkout {shlex.quote(f'build/{record.recipe}/adapter')}"

@@ -54,6 +54,12 @@ class Record:
         return found if isinstance(found, Mapping) else {}
 
     @cached_property
+    def whole(self) -> bool:
+        """Whether `recipe.json` has the parameters that training is recorded with, so that a build finds it fresh."""
+        steps = self.compiled.get("steps")
+        return isinstance(steps, dict) and steps.get("train") == self.parameters("train")
+
+    @cached_property
     def identity(self) -> Mapping[str, Any]:
         """What counts of each step: its parameters, but for what it read, and its outs."""
         return {
@@ -95,8 +101,8 @@ class States:
         self.at = lru_cache(maxsize=64)(self._at)  # a commit is asked for again as the parent of the next one
 
     def commits(self, *, everywhere: bool = False) -> list[Commit]:
-        """Commits in which `dvc.lock` changed, newest first."""
-        return self._revisions.commits("dvc.lock", everywhere=everywhere)
+        """Commits in which a record may have changed, newest first."""
+        return self._revisions.commits("dvc.lock", "build", everywhere=everywhere)
 
     def state(self, commit: Commit) -> State:
         """What a commit holds."""
