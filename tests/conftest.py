@@ -174,3 +174,29 @@ def built_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def built(built_template: Path, tmp_path: Path) -> Work:
     """A copy of a project that is up to date."""
     return Work(built_template).copy(tmp_path / "project")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A built project with a matrix, and what its first build said."""
+
+    root: Path
+    first: Result
+
+
+@pytest.fixture(scope="session")
+def swept_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A project whose recipe `cat` has two variants, built once."""
+    work = Work(template).copy(tmp_path_factory.mktemp("swept") / "project")
+    make_pictures(work.root / "datasets" / "cats", 4, size=32)
+    work.recipe(matrix={"method.rank": [1, 2]})
+    first = work.doit()
+    work.git("add", ".")
+    work.git("commit", "--quiet", "-m", "Build")
+    return Swept(work.root, first)
+
+
+@pytest.fixture
+def swept(swept_template: Swept, tmp_path: Path) -> Work:
+    """A copy of it."""
+    return Work(swept_template.root).copy(tmp_path / "project")

@@ -17,12 +17,15 @@ from sdbuild.errors import UsageError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.names import group_of
 from sdbuild.report.grids import draw_beside
 from sdbuild.report.objects import Objects
 from sdbuild.report.words import figure, plain, value
 
 MOST_COLUMNS = 4
 """Settings that have a column of their own; more are told to programs only."""
+MOST_NAMES = 4
+"""Variants that are named in a command; of more their recipe."""
 MOST_GRIDS = 64
 """Grids in the picture: the best."""
 
@@ -84,7 +87,8 @@ class Comparison:
         for state in ("stale", "not built"):
             found = [candidate.recipe for candidate in self.candidates if candidate.state == state]
             if found:
-                yield f"{len(found)} {state}; `doit {' '.join(found) if len(found) < MOST_COLUMNS else ''}` builds them"
+                names = found if len(found) < MOST_NAMES else dict.fromkeys(map(group_of, found))
+                yield f"{len(found)} {state}: `doit {' '.join(names)}`"
         if self.picture:
             yield f"grids: {self.picture}"
 
@@ -119,7 +123,7 @@ def compare(project: Project, names: Sequence[str], console: Console) -> Compari
         _candidate(project, verdict, objects, settings[name], known=f"{name}:train" in recorded)
         for name, verdict in trained.items()
     ]
-    measure, ranked = _ranked(found)
+    measure, ranked = rank(found)
     drawn = {name: verdicts[f"{name}:samples"] for name in trained if f"{name}:samples" in verdicts}
     picture = _draw(project, "+".join(dict.fromkeys(names)), measure, ranked, drawn, objects)
     return Comparison(measure=measure, candidates=ranked, picture=picture)
@@ -170,13 +174,13 @@ def _size(project: Project, step: Step, verdict: Verdict, objects: Objects) -> i
     return path.stat().st_size if path.exists() else None
 
 
-def _ranked(candidates: Sequence[Candidate]) -> tuple[Measure, list[Candidate]]:
-    """By the loss that all have which are built: on the hold-out, or of the training."""
+def rank(candidates: Sequence[Candidate]) -> tuple[Measure, list[Candidate]]:
+    """Order candidates by the loss that all have which are built: on the hold-out, or of the training."""
     built = [candidate for candidate in candidates if candidate.state == "built"]
     held = all(candidate.loss("validation_loss") is not None for candidate in built)
     measure: Measure = "validation_loss" if held else "train_loss"
     order = sorted(built, key=lambda candidate: _sortable(candidate.loss(measure)))
-    ranked = [replace(candidate, rank=rank) for rank, candidate in enumerate(order, start=1)]
+    ranked = [replace(candidate, rank=place) for place, candidate in enumerate(order, start=1)]
     return measure, [*ranked, *(candidate for candidate in candidates if candidate.state != "built")]
 
 
@@ -213,7 +217,7 @@ def _draw(
 
 def _label(candidate: Candidate, measure: Measure) -> Iterator[str]:
     loss = candidate.loss(measure)
-    yield f"{candidate.rank}.  {'' if loss is None else f'{measure.replace("_", " ")} {figure(loss)}'}"
+    yield f"{candidate.rank}." if loss is None else f"{candidate.rank}.  {measure.replace('_', ' ')} {figure(loss)}"
     words = [f"{key} {value(found)}" for key, found in candidate.settings.items()]
     yield from (words if len(words) <= MOST_COLUMNS else [candidate.recipe])
 
