@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 from sdbuild.build.cache import LocalCache
@@ -17,21 +16,6 @@ def test_status_is_clean_and_repro_does_nothing(built: Work) -> None:
     assert "up to date" in built.dvc("status").out
     assert "Data and pipelines are up to date" in built.dvc("repro").out
     assert built.git("status", "--porcelain").out == ""
-
-
-def test_metrics_plots_and_params(built: Work) -> None:
-    metrics = json.loads(built.dvc("metrics", "show", "--json").out)
-    values = metrics[""]["data"]["build/cat/metrics.json"]["data"]
-    assert values["steps"] == 4
-    assert values["validation_loss"]["base"] > 0
-    assert (
-        "build/cat/loss.csv" in built.dvc("plots", "show", "--out", "plots.d", "build/cat/loss.csv").text
-        or (built.root / "plots.d/index.html").exists()
-    )
-    built.recipe(train={"learning_rate": 5e-4})
-    built.doit()
-    changes = json.loads(built.dvc("params", "diff", "--json").out)["build/cat/recipe.json"]
-    assert changes["steps.train.train.learning_rate"] == {"old": 0.001, "new": 0.0005, "diff": -0.0005}
 
 
 def test_repro_builds_what_doit_would(built: Work) -> None:
