@@ -77,4 +77,4 @@ def test_recipes_are_right(page: str, name: str, text: str, tmp_path: Path) -> N
     file = tmp_path / name
     file.parent.mkdir()
     file.write_text(text, encoding="utf-8")
-    assert load_recipe(Path(name), tmp_path).name == file.stem
+    assert load_recipe(Path(name), tmp_path).group == file.stem
