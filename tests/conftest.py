@@ -186,11 +186,11 @@ class Swept:
 
 @pytest.fixture(scope="session")
 def swept_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """A project whose recipe `cat` has two variants, built once."""
+    """A project whose recipe `cat` has two variants, built once, two steps at a time."""
     work = Work(template).copy(tmp_path_factory.mktemp("swept") / "project")
     make_pictures(work.root / "datasets" / "cats", 4, size=32)
     work.recipe(matrix={"method.rank": [1, 2]})
-    first = work.doit()
+    first = work.doit("-n", "2")
     work.git("add", ".")
     work.git("commit", "--quiet", "-m", "Build")
     return Swept(work.root, first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 import time
@@ -57,6 +58,7 @@ class Engine:
         self._build_lock = BuildLock(project, waiting=console.say)
         self._workers = Workers(project)
         self._mutex = threading.RLock()
+        self._alike: dict[str, threading.Lock] = {}
         self._prepared = False
 
     @cached_property
@@ -195,7 +197,8 @@ class Engine:
                 self.console.warn(f"{step.name}: {event['message']}")
 
         try:
-            items = self._workers.run(step.name, show)
+            with self._alone(step):
+                items = self._workers.run(step.name, show)
             with self._mutex:
                 self._check_unchanged(step, before)
                 self._save_data(before)
@@ -210,6 +213,13 @@ class Engine:
         seconds = time.monotonic() - started
         self.console.step_done(step.name, items.total, items.computed, seconds)
         return Outcome(how="ran", items=items, seconds=seconds)
+
+    def _alone(self, step: Step) -> threading.Lock:
+        """Lock of the steps with one spec, as variants have them: the second one finds the items of the first.
+
+        Taken while the worker runs and no longer, since recording needs the mutex that a waiting step may hold.
+        """
+        return self._alike.setdefault(json.dumps([step.kind, step.spec], sort_keys=True), threading.Lock())
 
     def _check_unchanged(self, step: Step, before: Verdict) -> None:
         self.oracle.forget()

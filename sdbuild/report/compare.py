@@ -113,8 +113,9 @@ def compare(project: Project, names: Sequence[str], console: Console) -> Compari
     objects = Objects(project, console)
     engine = Engine(project, recipes, console)
     try:
-        verdicts = {step.name: engine.oracle.judge(step.name) for step in engine.steps.values() if step.final}
-        recorded = {name for name, step in engine.steps.items() if engine.oracle.entry(step) is not None}
+        steps = [step for step in engine.steps.values() if step.final and step.recipe in settings]
+        verdicts = {step.name: engine.oracle.judge(step.name) for step in steps}
+        recorded = {step.name for step in steps if engine.oracle.entry(step) is not None}
     finally:
         engine.close()
     trained = {recipe.name: verdicts[f"{recipe.name}:train"] for recipe in chosen}

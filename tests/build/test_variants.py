@@ -12,10 +12,10 @@ STEPS = ("images", "captions", "latents", "text", "train", "samples")
 
 def test_nothing_is_computed_twice(swept_template: Swept) -> None:
     ran = swept_template.first.ran
-    assert list(ran) == [f"{variant}:{step}" for variant in (ONE, TWO) for step in STEPS]
-    assert (ran[f"{ONE}:images"], ran[f"{ONE}:latents"], ran[f"{ONE}:text"]) == (4, 4, 4)
-    assert [ran[f"{TWO}:{step}"] for step in ("images", "latents", "text")] == [0, 0, 0]
-    assert ran[f"{TWO}:train"] == 4
+    assert set(ran) == {f"{variant}:{step}" for variant in (ONE, TWO) for step in STEPS}
+    for step in ("images", "latents", "text"):
+        assert {ran[f"{ONE}:{step}"], ran[f"{TWO}:{step}"]} == {0, 4}, "also when both are built at once"
+    assert ran[f"{ONE}:train"] == ran[f"{TWO}:train"] == 4
 
 
 def test_every_command_knows_variants(swept: Work) -> None:
