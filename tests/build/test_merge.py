@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -18,6 +17,7 @@ from sdbuild.plan.compile import plan
 from sdbuild.plan.files import dump_recipe_json, render_dvc_yaml
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_recipes
+from tests.build.team import Team, local_remote
 from tests.conftest import RECIPE, Work
 
 
@@ -140,24 +140,43 @@ def test_a_clone_learns_the_driver_once(tmp_path: Path) -> None:
     assert not ensure_merge_driver(Project(work.root))
 
 
+class Clones(NamedTuple):
+    """Two clones of a bare repository that share a store."""
+
+    ours: Work
+    """On its branch `slow`, which adds a recipe and changes `cat`."""
+    theirs: Work
+    """Has pushed `dog`, which adds a recipe, and `fast`, which changes `cat`."""
+
+
 @pytest.fixture(scope="module")
-def branches(built_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with three branches: `dog` adds a recipe; `slow` another, and changes `cat`; `fast` changes it too."""
-    work = Work(built_template).copy(tmp_path_factory.mktemp("branches") / "project")
-    assert ".gitattributes" in work.sdbuild("init").out
-    assert (work.root / ".gitattributes").read_text().splitlines() == list(ATTRIBUTES)
-    commit(work, "Attributes")
-    for branch, recipes in (
-        ("dog", {"dog": {}}),
-        ("slow", {"ant": {}, "cat": {"train": {"learning_rate": 5e-4}}}),
-        ("fast", {"cat": {"train": {"learning_rate": 2e-3}}}),
-    ):
-        work.git("checkout", "--quiet", "-b", branch, "main")
-        for name, changes in recipes.items():
-            work.recipe(name, **changes)
-        work.doit()
-        commit(work, branch)
-    return work.root
+def clones(built_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Clones:
+    folder = tmp_path_factory.mktemp("team")
+    team = Team(folder, local_remote(folder / "store"))
+    first = team.found(built_template)
+    assert ".gitattributes" in first.sdbuild("init").out
+    assert first.read(".gitattributes").decode().splitlines() == list(ATTRIBUTES)
+    commit(first, "Attributes")
+    first.git("push", "--quiet")
+    first.sdbuild("push")
+    clones = Clones(ours=team.join("ours"), theirs=team.join("theirs"))
+    build_branch(clones.theirs, "dog", dog={})
+    build_branch(clones.theirs, "fast", cat={"train": {"learning_rate": 2e-3}})
+    build_branch(clones.ours, "slow", ant={}, cat={"train": {"learning_rate": 5e-4}})
+    for work in clones:
+        assert work.git("config", "merge.sdbuild.driver").out == "sdbuild merge-file %O %A %B %P\n"
+        work.sdbuild("push")
+    clones.ours.git("fetch", "--quiet")
+    return clones
+
+
+def build_branch(work: Work, branch: str, **recipes: Any) -> None:
+    work.git("checkout", "--quiet", "-b", branch, "origin/main")
+    for recipe, changes in recipes.items():
+        work.recipe(recipe, **changes)
+    assert work.doit().ran
+    commit(work, branch)
+    work.git("push", "--quiet", "origin", branch)
 
 
 def commit(work: Work, message: str) -> None:
@@ -172,37 +191,33 @@ def assert_settled(work: Work) -> None:
     assert work.git("status", "--porcelain").out == ""
 
 
-def test_branches_with_recipes_of_their_own(branches: Path, tmp_path: Path) -> None:
-    work = Work(branches).copy(tmp_path / "project")
-    work.git("checkout", "--quiet", "slow")
-    work.git("merge", "--quiet", "-m", "Merge", "dog")
+def test_clones_that_built_recipes_of_their_own(clones: Clones, tmp_path: Path) -> None:
+    work = clones.ours.copy(tmp_path / "project")
+    work.git("merge", "--quiet", "-m", "Merge", "origin/dog")
     work.dvc("status")
     assert_settled(work)
     assert [name.partition("-")[0] for name in load_yaml(work.read("dvc.lock").decode())["stages"]] == [
         name for name in ("ant", "cat", "dog") for _ in range(6)
     ]
+    assert work.adapter("dog") == clones.theirs.adapter("dog")
     tree = work.git("rev-parse", "HEAD^{tree}").out
-    work.git("checkout", "--quiet", "dog")
+    work.git("checkout", "--quiet", "-b", "dog", "origin/dog")
     work.git("rebase", "--quiet", "slow~1")
     assert work.git("rev-parse", "HEAD^{tree}").out == tree, "a rebase comes to the same"
     assert_settled(work)
 
 
-def test_branches_that_changed_the_same_recipe(branches: Path, tmp_path: Path) -> None:
-    work = Work(branches).copy(tmp_path / "project")
-    adapters = {}
-    for branch in ("slow", "fast"):
-        work.git("checkout", "--quiet", branch)
-        assert work.doit().ran == {}
-        adapters[branch] = work.adapter()
-    assert adapters["slow"] != adapters["fast"]
-    result = work.run("git", "merge", "slow", code=1)
+def test_clones_that_changed_the_same_recipe(clones: Clones, tmp_path: Path) -> None:
+    work, fast = clones.ours.copy(tmp_path / "project"), clones.theirs
+    slow = work.adapter()
+    assert slow != fast.adapter()
+    result = work.run("git", "merge", "origin/fast", code=1)
     assert result.out.count("CONFLICT") == 1
     assert "recipes/cat.yaml" in result.out
-    for side, branch in (("--theirs", "slow"), ("--ours", "fast")):
+    for side, adapter in (("--theirs", fast.adapter()), ("--ours", slow), ("--theirs", fast.adapter())):
         work.git("checkout", side, "recipes/cat.yaml")
         assert work.doit().ran == {}
-        assert work.adapter() == adapters[branch]
+        assert work.adapter() == adapter
         assert "up to date" in work.dvc("status").out
     rate = yaml.safe_load((work.root / "recipes/cat.yaml").read_text())["train"]["learning_rate"]
     assert json.loads(work.read("build/cat/recipe.json"))["recipe"]["train"]["learning_rate"] == rate
@@ -210,12 +225,13 @@ def test_branches_that_changed_the_same_recipe(branches: Path, tmp_path: Path) -
     assert_settled(work)
 
 
-def test_without_the_driver_git_merges_text(branches: Path, tmp_path: Path) -> None:
-    """A clone that never built: nothing is lost, and `sdbuild init` sets the driver up."""
+def test_a_clone_without_the_driver_merges_text(clones: Clones, tmp_path: Path) -> None:
+    """As before there was one: nothing is lost, and `sdbuild init` sets the driver up."""
     work = Work(tmp_path / "clone")
-    Work(tmp_path).git("clone", "--quiet", str(branches), str(work.root))
-    work.run("git", "merge", "origin/slow", code=None)
-    assert subprocess.run(["git", "config", "merge.sdbuild.driver"], cwd=work.root, check=False).returncode == 1
-    work.run("git", "merge", "--abort", code=None)
-    work.sdbuild("init")
-    assert work.git("config", "merge.sdbuild.driver").out.startswith("sdbuild")
+    Work(tmp_path).git("clone", "--quiet", "--branch", "slow", str(clones.ours.root), str(work.root))
+    clones.theirs.git("push", "--quiet", str(work.root), "fast")
+    result = work.run("git", "merge", "fast", code=1)
+    assert "CONFLICT (content): Merge conflict in dvc.lock" in result.out
+    work.git("merge", "--abort")
+    assert "merge driver" in work.sdbuild("init").out
+    assert work.run("git", "merge", "fast", code=1).out.count("CONFLICT") == 1
