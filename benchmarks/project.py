@@ -20,6 +20,7 @@ from tests.tiny import make_pictures, make_pipeline
 
 DOIT = str(BIN / "doit")
 DVC = str(BIN / "dvc")
+SDBUILD = str(BIN / "sdbuild")
 PYTHON = str(BIN / "python")
 UP_TO_DATE = "everything is up to date"
 
