@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import latents, memory, noop_pictures, noop_steps, one_picture, recording, training
+from benchmarks import latents, memory, noop_pictures, noop_steps, one_picture, push, recording, training
 from benchmarks.harness import main
 
 sys.exit(
@@ -13,6 +13,7 @@ sys.exit(
         noop_steps.measure,
         one_picture.measure,
         recording.measure,
+        push.measure,
         latents.measure,
         training.measure,
         memory.measure,

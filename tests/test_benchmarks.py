@@ -14,6 +14,7 @@ ROWS = {
     "noop_steps": ("no-op doit, 12 steps", "faster than dvc repro"),
     "one_picture": ("computed", "over a no-op"),
     "recording": ("recording a step, 12 steps over 6",),
+    "push": ("push with nothing to push, over dvc push",),
     "latents": ("over a bare VAE loop",),
     "training": ("over a bare loop",),
     "memory": ("latents: peak memory", "text: peak memory"),
