@@ -18,7 +18,8 @@ from pathlib import Path
 from sdbuild.build import blocks
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.project import Project
-from sdbuild.errors import StepError, UsageError
+from sdbuild.build.revisions import Revisions
+from sdbuild.errors import StepError
 
 _MD5 = re.compile(rb"\bmd5['\"]?\s*:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)(?![0-9a-f])")
 _RECORDS = (":(top,glob)**/dvc.lock", ":(top,glob)**/*.dvc")
@@ -42,66 +43,48 @@ def find_kept(project: Project, states: int) -> Kept:
         UsageError: the project is not under git.
         StepError: git or a file cannot be read.
     """
-    with _Repository(project.root) as repository:
+    with Revisions(project.root) as revisions:
+        repository = _Repository(project.root, revisions)
         refs = repository.refs()
         commits = {*refs.values(), *repository.heads(), *repository.stashed(refs)}
         texts: set[bytes] = set()
-        for name, commit in refs.items():
+        for name, head in refs.items():
             if name.startswith(("refs/heads/", "refs/remotes/")):
-                history = _History(repository, commit, states)
-                commits |= history.commits
-                texts |= history.texts
+                last, records = _last_states(repository, head, states)
+                commits |= last
+                texts |= records
+        trees = repository.working_trees()
         blobs = {blob for commit in commits for blob in repository.records(commit)}
-        for folder in repository.working_trees():
-            blobs |= set(repository.indexed(folder))
+        blobs = blobs.union(*(repository.indexed(folder) for folder in trees))
         texts |= {repository.read(blob) for blob in blobs}
-        named = set().union(*map(_named_in, texts))
-        cache = LocalCache(project).folder.resolve()
-        named = named.union(*(_named_on_disk(folder, cache) for folder in repository.working_trees()))
+    cache = LocalCache(project).folder.resolve()
+    named = set().union(*map(_named_in, texts), *(_named_on_disk(folder, cache) for folder in trees))
     return Kept(md5s=frozenset(named), refs=tuple(refs))
 
 
-class _History:
-    """The last states of a branch: whole commits, and earlier records of the recipes that the branch still has."""
-
-    def __init__(self, repository: _Repository, head: str, states: int) -> None:
-        self.commits: set[str] = set()
-        self.texts: set[bytes] = set()
-        kept: dict[str | None, set[str]] = {recipe: set() for recipe in repository.recipes(head)}
-        for number, commit in enumerate(repository.changes(head)):
-            if number < states:
-                self.commits.add(commit)
-            elif all(len(found) >= states for found in kept.values()):
-                break
-            for recipe, record in repository.recipes(commit).items():
-                found = kept.get(recipe)
-                if found is not None and len(found) < states and record not in found:
-                    found.add(record)
-                    self.texts.add(record.encode())
+def _last_states(repository: _Repository, head: str, states: int) -> tuple[set[str], set[bytes]]:
+    """The last states of a branch as commits, and earlier records of the recipes that it still has."""
+    commits: set[str] = set()
+    records: dict[str | None, set[str]] = {recipe: set() for recipe in repository.recipes(head)}
+    for number, commit in enumerate(repository.changes(head)):
+        if number < states:
+            commits.add(commit)
+        elif all(len(found) >= states for found in records.values()):
+            break
+        for recipe, record in repository.recipes(commit).items():
+            if recipe in records and len(records[recipe]) < states:
+                records[recipe].add(record)
+    return commits, {record.encode() for found in records.values() for record in found}
 
 
 class _Repository:
-    """Git's answers; one process reads all objects."""
+    """Git's answers; where it has none, nothing may be deleted."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, revisions: Revisions) -> None:
         self._root = root
-        try:
-            inside = subprocess.run(["git", "rev-parse", "--show-prefix"], cwd=root, capture_output=True, check=False)
-        except FileNotFoundError:
-            raise UsageError("git is not installed; which states have to be kept is read from it") from None
-        if inside.returncode:
-            raise UsageError(f"{root} is not under git, which says which states have to be kept")
-        self._lock = f"{os.fsdecode(inside.stdout).rstrip(chr(10))}dvc.lock"
-        self._reader: subprocess.Popen[bytes] | None = None
+        self._revisions = revisions
         self._recipes: dict[str, dict[str | None, str]] = {}
-
-    def __enter__(self) -> _Repository:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._reader is not None:
-            self._reader.kill()
-            self._reader.communicate()
+        self._same: dict[str, str] = {}  # a record stays for many commits: memory holds it once
 
     def refs(self) -> dict[str, str]:
         """Everything that has a name: its commit by the full name."""
@@ -145,7 +128,7 @@ class _Repository:
     def recipes(self, commit: str) -> dict[str | None, str]:
         """The text of each recipe's record in the project's `dvc.lock`; under None what is no recipe's."""
         if commit not in self._recipes:
-            text = self.read(f"{commit}:{self._lock}", optional=True).decode(errors="replace")
+            text = (self._revisions.read(commit, "dvc.lock") or b"").decode(errors="replace")
             found: dict[str | None, str] = {}
             try:
                 for entry in blocks.split(text).get("stages", {}).values():
@@ -153,30 +136,15 @@ class _Repository:
                     found[recipe] = found.get(recipe, "") + entry
             except ValueError:
                 found = {None: text}
-            self._recipes[commit] = found
+            self._recipes[commit] = {recipe: self._same.setdefault(record, record) for recipe, record in found.items()}
         return self._recipes[commit]
 
-    def read(self, name: str, *, optional: bool = False) -> bytes:
-        """An object of git's; empty if it is optional and not there."""
-        if self._reader is None:
-            self._reader = subprocess.Popen(
-                ["git", "cat-file", "--batch"],
-                cwd=self._root,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        assert self._reader.stdin is not None
-        assert self._reader.stdout is not None
-        self._reader.stdin.write(name.encode() + b"\n")
-        self._reader.stdin.flush()
-        answer = self._reader.stdout.readline()
-        words = answer.split()
-        if answer.endswith(b" missing\n") and optional:
-            return b""
-        if len(words) != 3 or not words[2].isdigit():
-            raise StepError(f"git cannot read {name}; `git fsck` looks for damage, and nothing was deleted")
-        return self._reader.stdout.read(int(words[2]) + 1)[:-1]
+    def read(self, blob: str) -> bytes:
+        """What is in a blob."""
+        content = self._revisions.blob(blob)
+        if content is None:
+            raise StepError(f"git cannot read {blob}; `git fsck` looks for damage, and nothing was deleted")
+        return content
 
     def _blobs(self, folder: Path, *command: str) -> Iterator[str]:
         for row in self._git(folder, *command).split(b"\0"):

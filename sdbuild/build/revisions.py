@@ -78,6 +78,10 @@ class Revisions:
 
     def read(self, revision: str, path: str) -> bytes | None:
         """A file, relative to the project, as it was in a commit; None where it was not there."""
+        return self.blob(f"{revision}:{self._prefix}{path}")
+
+    def blob(self, name: str) -> bytes | None:
+        """A file of git's by any name that it has; None where git does not have it."""
         if self._reader is None:
             self._reader = subprocess.Popen(
                 ["git", "cat-file", "--batch"],
@@ -88,7 +92,7 @@ class Revisions:
             )
         assert self._reader.stdin is not None
         assert self._reader.stdout is not None
-        self._reader.stdin.write(f"{revision}:{self._prefix}{path}\n".encode())
+        self._reader.stdin.write(f"{name}\n".encode())
         self._reader.stdin.flush()
         words = self._reader.stdout.readline().split()
         if len(words) != 3 or words[1] not in (b"blob", b"tree", b"commit", b"tag"):
