@@ -6,7 +6,7 @@ channels, h and w latent size, L tokens, D width of the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +18,9 @@ PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 """What a denoiser's output means; `flow` is noise minus latent, the others are DDPM's."""
 Component = Literal["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
 """The parts of a base that an adapter can change, as diffusers names them."""
+
+Words = Sequence[tuple[str, float]]
+"""A prompt in pieces, each with its weight."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Types that networks compute in, by the names that specs use."""
@@ -97,6 +100,12 @@ class TextEncoder(Protocol):
     def encode(self, text: str) -> dict[str, Tensor]:
         """Return the condition of one caption without batch axis, e.g. ``{"hidden": [L, D]}``, float32."""
 
+    def chunks(self, words: Words) -> int:
+        """How many times a prompt fills what the encoder takes at once."""
+
+    def weigh(self, words: Words, chunks: int) -> dict[str, Tensor]:
+        """Return the condition [1, …] of a prompt with weights, in that many chunks."""
+
 
 class Denoiser(Protocol):
     """The network that is adapted."""
@@ -149,6 +158,10 @@ class Family(Protocol):
     name: str
     """The family's key in `FAMILIES`."""
     folder: Path
+    clip_skip: int
+    """Which layer of the text encoders counts: 1 is the usual one, 2 the one before it."""
+    zeros_for_empty: bool
+    """Whether grids take zeros for an empty negative prompt."""
     vae_factor: int
     """Pixels a side of one latent pixel."""
     multiple: int
@@ -176,6 +189,12 @@ class Family(Protocol):
 
     def scale(self, latent: Tensor) -> Tensor:
         """Return what the denoiser works on from an unscaled latent; loads no weights."""
+
+    def text_of(self, pipeline: Any) -> TextEncoder:
+        """The text encoders of a pipeline, with whatever was injected into them."""
+
+    def embedded(self, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the pipeline in place of prompts, from conditions as `TextEncoder.weigh` gives them."""
 
     def pipeline(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
         """Load the diffusers pipeline of the base, for sampling."""

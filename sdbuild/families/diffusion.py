@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sdbuild.errors import DataError, Problem
-from sdbuild.families.layout import read_config
+from sdbuild.families.layout import read_config, read_layout
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sdbuild.families.contract import Denoiser, Schedule
+    from sdbuild.families.contract import Denoiser, Schedule, TextEncoder
     from sdbuild.families.networks import KLEncoder
     from sdbuild.families.text import Clip
 
@@ -26,6 +27,10 @@ class DiffusionFamily:
 
     denoiser = "unet"
     pipeline_class: str
+    text_classes: Mapping[str, str]
+    """Class of each CLIP text encoder."""
+    zeros_by_default = False
+    """Whether the pipeline takes zeros for an empty negative prompt where the base does not say."""
 
     def __init__(self, folder: Path, *, clip_skip: int) -> None:
         """Use a base whose files were checked; `clip_skip` 1 is the text encoders' usual layer, 2 the one before it.
@@ -35,6 +40,8 @@ class DiffusionFamily:
         """
         self.folder = folder
         self.clip_skip = clip_skip
+        said = read_layout(folder).settings
+        self.zeros_for_empty = bool(said.get("force_zeros_for_empty_prompt", self.zeros_by_default))
         vae = read_config(folder, "vae")
         self.vae_factor = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
         self.multiple = self.vae_factor
@@ -55,6 +62,10 @@ class DiffusionFamily:
 
         vae = self.network("AutoencoderKL", "vae", dtype, device)
         return KLEncoder(vae, self._shift, self._factor, vae.device, vae.dtype)
+
+    def load_text(self, dtype: torch.dtype | None = None, device: str = "cpu") -> TextEncoder:
+        """Load tokenizers and text encoders."""
+        return self.text_of(SimpleNamespace(**self.clips(dtype, device)))
 
     def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
         """Load the UNet, frozen."""
@@ -104,25 +115,42 @@ class DiffusionFamily:
         """Components of the pipeline besides denoiser, VAE and scheduler."""
         raise NotImplementedError
 
+    def text_of(self, pipeline: Any) -> TextEncoder:
+        """The text encoders of a pipeline, adapters included, as those of `load_text`."""
+        raise NotImplementedError
+
+    def embedded(self, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the pipeline in place of prompts."""
+        found = {"prompt_embeds": positive["hidden"], "negative_prompt_embeds": negative["hidden"]}
+        if "pooled" in positive:
+            found |= {"pooled_prompt_embeds": positive["pooled"], "negative_pooled_prompt_embeds": negative["pooled"]}
+        return found
+
     def network(self, name: str, component: str, dtype: torch.dtype | None, device: str) -> Any:
         """Load a network of diffusers or transformers, frozen, in float32 if no type is given."""
         from sdbuild.families.networks import load_network
 
         return load_network(name, self.folder / component, dtype, device)
 
-    def clip(
-        self, component: str, dtype: torch.dtype | None, device: str, *, cls: str = "CLIPTextModel", layer: int = 0
-    ) -> Clip:
-        """Load a CLIP text encoder with its tokenizer; `layer` is counted back from the last."""
+    def clips(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
+        """Load the CLIP text encoders and their tokenizers, by component, with classes as in `text_classes`."""
         from transformers import CLIPTokenizer
 
+        found: dict[str, Any] = {}
+        for component, cls in self.text_classes.items():
+            found[component] = self.network(cls, component, dtype, device)
+            tokenizer = component.replace("text_encoder", "tokenizer")
+            found[tokenizer] = CLIPTokenizer.from_pretrained(self.folder / tokenizer, local_files_only=True)
+        return found
+
+    def clip(self, component: Any, get: Callable[[str], Any], *, layer: int) -> Clip:
+        """Bind a CLIP text encoder to its tokenizer; `layer` is the usual one, counted back from the last."""
         from sdbuild.families.text import Clip
 
-        place = self.folder / component.replace("text_encoder", "tokenizer")
         return Clip(
             component=component,
-            tokenizer=CLIPTokenizer.from_pretrained(place, local_files_only=True),
-            module=self.network(cls, component, dtype, device),
+            tokenizer=get(component.replace("text_encoder", "tokenizer")),
+            module=get(component),
             layer=layer + self.clip_skip - 1,
             normed=layer == 0,
         )

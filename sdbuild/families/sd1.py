@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ class StableDiffusion1(DiffusionFamily):
     name = "sd1"
     key_map = KEYS
     pipeline_class = DESCRIPTION.pipeline
+    text_classes: Mapping[str, str] = {"text_encoder": "CLIPTextModel"}
     modelspec_architecture = "stable-diffusion-v1/lora"
     ss_base_model_version = "sd_v1"
 
@@ -83,19 +85,13 @@ class StableDiffusion1(DiffusionFamily):
             )
             raise DataError([Problem(file=str(folder / "unet/config.json"), message=message)])
 
-    def load_text(self, dtype: torch.dtype | None = None, device: str = "cpu") -> TextEncoder:
-        """Load tokenizer and text encoder."""
+    def text_of(self, pipeline: Any) -> TextEncoder:
+        """The text encoder of a pipeline, adapters included."""
         from sdbuild.families.text import ClipText
 
-        return ClipText(self.clip("text_encoder", dtype, device))
+        return ClipText(self.clip("text_encoder", partial(getattr, pipeline), layer=0))
 
     def pipeline_parts(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
         """Components of the pipeline besides UNet, VAE and scheduler; no safety checker."""
-        clip = self.clip("text_encoder", dtype, device)
-        return {
-            "text_encoder": clip.module,
-            "tokenizer": clip.tokenizer,
-            "safety_checker": None,
-            "feature_extractor": None,
-            "requires_safety_checker": False,
-        }
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return self.clips(dtype, device) | unused

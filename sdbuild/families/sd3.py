@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,6 +77,7 @@ class StableDiffusion3(DiffusionFamily):
     name = "sd3"
     denoiser = "transformer"
     pipeline_class = DESCRIPTION.pipeline
+    text_classes: Mapping[str, str] = dict.fromkeys(("text_encoder", "text_encoder_2"), "CLIPTextModelWithProjection")
 
     def __init__(self, folder: Path, *, clip_skip: int, t5: bool) -> None:
         """Use a base whose files were checked; `t5` says whether it has the third text encoder."""
@@ -97,16 +99,31 @@ class StableDiffusion3(DiffusionFamily):
         """Channels that the transformer takes."""
         return int(config.get("in_channels", 16))
 
-    def load_text(self, dtype: torch.dtype | None = None, device: str = "cpu") -> TextEncoder:
-        """Load tokenizers and text encoders."""
+    def clips(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
+        """Load the text encoders and their tokenizers, by component; None for T5 where the base has none."""
+        found = super().clips(dtype, device) | dict.fromkeys(("text_encoder_3", "tokenizer_3"))
+        if self._t5:
+            from transformers import T5TokenizerFast
+
+            place = self.folder / "tokenizer_3"
+            found["text_encoder_3"] = self.network("T5EncoderModel", "text_encoder_3", dtype, device)
+            found["tokenizer_3"] = T5TokenizerFast.from_pretrained(place, local_files_only=True)
+        return found
+
+    def text_of(self, pipeline: Any) -> TextEncoder:
+        """The text encoders of a pipeline, adapters included."""
         from sdbuild.families.t5 import T5, ClipAndT5
 
-        cls = "CLIPTextModelWithProjection"
-        clips = [self.clip(name, dtype, device, layer=1, cls=cls) for name in ("text_encoder", "text_encoder_2")]
-        if not self._t5:
-            return ClipAndT5(clips, None)
-        network = self.network("T5EncoderModel", "text_encoder_3", dtype, device)
-        return ClipAndT5(clips, T5(self._t5_tokenizer(), network))
+        clips = [self.clip(name, partial(getattr, pipeline), layer=1) for name in self.text_classes]
+        t5 = None if pipeline.text_encoder_3 is None else T5(pipeline.tokenizer_3, pipeline.text_encoder_3)
+        return ClipAndT5(clips, t5)
+
+    def embedded(self, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the pipeline in place of prompts."""
+        from sdbuild.families.t5 import side_by_side
+
+        joined = ({**each, "hidden": side_by_side(each, self._width)} for each in (positive, negative))
+        return super().embedded(*joined)
 
     def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
         """Load the transformer, frozen."""
@@ -129,21 +146,7 @@ class StableDiffusion3(DiffusionFamily):
 
     def pipeline_parts(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
         """Components of the pipeline besides transformer, VAE and scheduler."""
-        cls = "CLIPTextModelWithProjection"
-        first, second = (self.clip(name, dtype, device, cls=cls) for name in ("text_encoder", "text_encoder_2"))
-        return {
-            "text_encoder": first.module,
-            "text_encoder_2": second.module,
-            "text_encoder_3": self.network("T5EncoderModel", "text_encoder_3", dtype, device) if self._t5 else None,
-            "tokenizer": first.tokenizer,
-            "tokenizer_2": second.tokenizer,
-            "tokenizer_3": self._t5_tokenizer() if self._t5 else None,
-        }
-
-    def _t5_tokenizer(self) -> Any:
-        from transformers import T5TokenizerFast
-
-        return T5TokenizerFast.from_pretrained(self.folder / "tokenizer_3", local_files_only=True)
+        return self.clips(dtype, device)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description, Original
 from sdbuild.families.diffusion import DiffusionFamily
-from sdbuild.families.layout import Layout, check, read_config, read_layout
+from sdbuild.families.layout import Layout, check, read_config
 from sdbuild.families.sgm import SDXLKeys
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class StableDiffusionXL(DiffusionFamily):
 
     name = "sdxl"
     pipeline_class = DESCRIPTION.pipeline
+    text_classes: Mapping[str, str] = {
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
+    zeros_by_default = True
     modelspec_architecture = "stable-diffusion-xl-v1-base/lora"
     ss_base_model_version = "sdxl_base_v1-0"
 
@@ -93,14 +99,11 @@ class StableDiffusionXL(DiffusionFamily):
         fixed = not read_config(self.folder, "vae").get("force_upcast", True)
         return super().load_vae(dtype if fixed else None, device)
 
-    def load_text(self, dtype: torch.dtype | None = None, device: str = "cpu") -> TextEncoder:
-        """Load tokenizers and text encoders."""
+    def text_of(self, pipeline: Any) -> TextEncoder:
+        """The text encoders of a pipeline, adapters included."""
         from sdbuild.families.text import ClipText
 
-        return ClipText(
-            self.clip("text_encoder", dtype, device, layer=1),
-            self.clip("text_encoder_2", dtype, device, layer=1, cls="CLIPTextModelWithProjection"),
-        )
+        return ClipText(*(self.clip(name, partial(getattr, pipeline), layer=1) for name in self.text_classes))
 
     def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
         """Load the UNet, frozen."""
@@ -108,15 +111,8 @@ class StableDiffusionXL(DiffusionFamily):
 
     def pipeline_parts(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
         """Components of the pipeline besides UNet, VAE and scheduler; no watermark."""
-        first = self.clip("text_encoder", dtype, device)
-        second = self.clip("text_encoder_2", dtype, device, cls="CLIPTextModelWithProjection")
-        index = read_layout(self.folder)
-        return {
-            "text_encoder": first.module,
-            "text_encoder_2": second.module,
-            "tokenizer": first.tokenizer,
-            "tokenizer_2": second.tokenizer,
-            "force_zeros_for_empty_prompt": index.settings.get("force_zeros_for_empty_prompt", True),
+        return self.clips(dtype, device) | {
+            "force_zeros_for_empty_prompt": self.zeros_for_empty,
             "add_watermarker": False,
         }
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sdbuild.families.text import Clip, ClipText, Words, reweighed
+from sdbuild.families.contract import Words
+from sdbuild.families.text import Clip, ClipText, reweighed
 
 LENGTH = 256
 """Tokens that T5 is given, padded; also the room that it leaves when it is left out."""

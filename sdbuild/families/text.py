@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdbuild.families.contract import Component
-
-Words = Sequence[tuple[str, float]]
-"""A prompt in pieces, each with its weight."""
+from sdbuild.families.contract import Component, Words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,16 @@ from torch import nn
 from sdbuild.errors import Problem, RecipeError
 from sdbuild.families.contract import Component
 
-ATTENTION = frozenset({"to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"})
-"""Last names of attention's projections in diffusers and transformers."""
+ATTENTION = frozenset({"attn", "attn1", "attn2", "self_attn"})
+"""Names of attention in diffusers and transformers."""
+BLOCKS = frozenset({"attentions", "transformer_blocks"})
+"""Names of what holds transformer blocks, in UNets and in transformers."""
 TEXT_MLP = frozenset({"fc1", "fc2"})
 
 
 def is_attention(path: str, module: nn.Module) -> bool:
     """Queries, keys, values and outputs of attention."""
-    return isinstance(module, nn.Linear) and any(path.endswith(f".{name}") for name in ATTENTION)
+    return isinstance(module, nn.Linear) and not ATTENTION.isdisjoint(path.split("."))
 
 
 def is_transformer(path: str, module: nn.Module) -> bool:
@@ -26,7 +28,7 @@ def is_transformer(path: str, module: nn.Module) -> bool:
     if not (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))):
         return False
     parts = path.split(".")
-    if "attentions" in parts:
+    if not BLOCKS.isdisjoint(parts):
         return True
     return is_attention(path, module) or parts[-1] in TEXT_MLP
 

@@ -10,7 +10,7 @@ from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
 if TYPE_CHECKING:
     from sdbuild.recipe.models import Recipe
 
-VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 2, "samples": 1}
+VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 2, "samples": 2}
 """Raised by hand when the results of a step kind change for the same spec and inputs."""
 
 

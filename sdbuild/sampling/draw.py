@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from sdbuild.families.contract import Family, TextEncoder
+from sdbuild.sampling.prompts import words
 from sdbuild.sampling.schedulers import SCHEDULERS, make_scheduler
 
 ADAPTER = "adapter"
@@ -63,23 +65,24 @@ def set_strength(pipeline: Any, strength: float) -> None:
         pipeline.set_adapters([ADAPTER], [strength])
 
 
-def draw(pipeline: Any, wanted: Sequence[Sample], settings: Settings) -> Iterator[tuple[Sample, Image]]:
+def draw(pipeline: Any, family: Family, wanted: Sequence[Sample], settings: Settings) -> Iterator[tuple[Sample, Image]]:
     """Draw samples one after the other.
 
     Args:
-        pipeline: with the adapter loaded.
+        pipeline: of the family's base, with the adapter loaded.
+        family: knows how prompts with weights, and longer ones than fit at once, become conditions.
         wanted: in any order.
         settings: of all.
 
     Yields:
         Each sample with its picture, the same as diffusers' own call gives with a CPU generator of that seed.
     """
+    text = family.text_of(pipeline)
     pipeline.scheduler = make_scheduler(settings.scheduler, pipeline.scheduler.config)
     for sample in wanted:
         set_strength(pipeline, sample.strength)
         result = pipeline(
-            sample.prompt,
-            negative_prompt=settings.negative,
+            **_said(sample.prompt, settings.negative, family, text),
             width=settings.width,
             height=settings.height,
             num_inference_steps=settings.steps,
@@ -87,6 +90,20 @@ def draw(pipeline: Any, wanted: Sequence[Sample], settings: Settings) -> Iterato
             generator=torch.Generator().manual_seed(sample.seed),
         )
         yield sample, result.images[0]
+
+
+def _said(prompt: str, negative: str, family: Family, text: TextEncoder) -> dict[str, Any]:
+    """Arguments for the prompts: as they are where the pipeline reads them all, else as conditions."""
+    wanted, unwanted = words(prompt), words(negative)
+    chunks = max(text.chunks(wanted), text.chunks(unwanted))
+    plain = chunks == 1 and all(weight == 1 for _, weight in (*wanted, *unwanted))
+    if plain and family.clip_skip == 1:
+        prompts = ["".join(piece for piece, _ in pieces) for pieces in (wanted, unwanted)]
+        return {"prompt": prompts[0], "negative_prompt": prompts[1] or None}
+    condition, against = (text.weigh(pieces, chunks) for pieces in (wanted, unwanted))
+    if family.zeros_for_empty and not unwanted:
+        against = {name: torch.zeros_like(tensor) for name, tensor in against.items()}
+    return family.embedded(condition, against)
 
 
 def parameters(sample: Sample, settings: Settings, adapter: str) -> str:

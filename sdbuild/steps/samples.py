@@ -34,10 +34,11 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     folder = out / "samples"
     folder.mkdir()
     context.progress(0, len(wanted), "pictures")
-    pipeline = families.load(inputs.base).pipeline(device=str(PartialState().device))
+    family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
+    pipeline = family.pipeline(device=str(PartialState().device))
     load_adapter(pipeline, inputs.adapter / ADAPTER_FILE)
     listed: list[dict[str, Any]] = []
-    for done, (sample, picture) in enumerate(draw(pipeline, wanted, settings), start=1):
+    for done, (sample, picture) in enumerate(draw(pipeline, family, wanted, settings), start=1):
         name = f"{spec['prompts'].index(sample.prompt):02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"
         chunk = PngInfo()
         chunk.add_text("parameters", parameters(sample, settings, spec["name"]))

@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL.Image import Image
 
 from sdbuild.families import load
+from sdbuild.families.contract import Family
 from sdbuild.recipe.models import Sample as SampleModel
 from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter, parameters, samples
 from sdbuild.sampling.schedulers import SCHEDULERS
@@ -33,15 +34,21 @@ def lora(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipeline(base: Path, lora: Path) -> Any:
-    pipeline = load(base).pipeline()
-    load_adapter(pipeline, lora)
-    return pipeline
+def pipeline(base: Path, lora: Path) -> tuple[Any, Family]:
+    return loaded(base, lora)
 
 
-def picture(pipeline: Any, settings: Settings = SETTINGS, **what: Any) -> np.ndarray[Any, Any]:
+def loaded(base: Path, lora: Path | None, **settings: Any) -> tuple[Any, Family]:
+    family = load(base, **settings)
+    pipeline = family.pipeline()
+    if lora is not None:
+        load_adapter(pipeline, lora)
+    return pipeline, family
+
+
+def picture(pipeline: tuple[Any, Family], settings: Settings = SETTINGS, **what: Any) -> np.ndarray[Any, Any]:
     sample = Sample(**{"prompt": "a cat", "seed": 0, "strength": 1.0, **what})
-    ((drawn, image),) = draw(pipeline, [sample], settings)
+    ((drawn, image),) = draw(*pipeline, [sample], settings)
     assert drawn == sample
     assert image.size == (64, 48)
     return np.asarray(image)
@@ -66,16 +73,16 @@ def own(base: Path, lora: Path | None, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.asarray(image)
 
 
-def test_pictures_are_those_of_diffusers(base: Path, lora: Path, pipeline: Any) -> None:
+def test_pictures_are_those_of_diffusers(base: Path, lora: Path, pipeline: tuple[Any, Family]) -> None:
     assert np.array_equal(picture(pipeline), own(base, lora))
     assert np.array_equal(picture(pipeline, seed=7), own(base, lora, 7))
 
 
-def test_strength_zero_is_the_base(base: Path, pipeline: Any) -> None:
+def test_strength_zero_is_the_base(base: Path, pipeline: tuple[Any, Family]) -> None:
     assert np.array_equal(picture(pipeline, strength=0.0), own(base, None))
 
 
-def test_strengths_differ_and_leave_no_trace(pipeline: Any) -> None:
+def test_strengths_differ_and_leave_no_trace(pipeline: tuple[Any, Family]) -> None:
     before = picture(pipeline, strength=0.5)
     assert not np.array_equal(before, picture(pipeline, strength=1.0))
     assert not np.array_equal(before, picture(pipeline, strength=0.0))
@@ -83,7 +90,7 @@ def test_strengths_differ_and_leave_no_trace(pipeline: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_draws_by_seed(pipeline: Any, name: str) -> None:
+def test_every_scheduler_draws_by_seed(pipeline: tuple[Any, Family], name: str) -> None:
     settings = Settings(scheduler=name, steps=2, guidance=1.0, negative="", width=64, height=48)
     first = picture(pipeline, settings)
     assert np.array_equal(first, picture(pipeline, settings))

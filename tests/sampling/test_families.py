@@ -1,0 +1,125 @@
+"""Grids of every family: diffusers' own pictures, and what goes beyond them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sdbuild import families, methods
+from sdbuild.errors import DataError
+from sdbuild.families.contract import Family
+from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter
+from sdbuild.sampling.schedulers import make_scheduler
+from tests.tiny import PIPELINES, make_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
+
+LORA = {"kind": "lora", "rank": 2, "alpha": 2.0, "targets": "default", "text_encoder": False, "dropout": 0.0}
+SETTINGS = Settings(scheduler="euler", steps=2, guidance=4.0, negative="", width=64, height=48)
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp(request.param), family=request.param)
+
+
+def make_adapter(folder: Path, family: Family) -> Path:
+    denoiser, text = family.load_denoiser(), family.load_text()
+    adapter = methods.load("lora").inject({denoiser.component: denoiser.module, **text.modules}, LORA, seed=0)
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in adapter.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=chance) * 0.3)
+    name = "pytorch_lora_weights.safetensors"
+    save_file({key: t.contiguous() for key, t in adapter.export(family.key_map, "mine")[name].items()}, folder / name)
+    return folder / name
+
+
+def ours(pipeline: Any, family: Family, prompt: str = "a cat", strength: float = 0.0, **changes: Any) -> Any:
+    settings = Settings(**({name: getattr(SETTINGS, name) for name in SETTINGS.__slots__} | changes))
+    ((_, image),) = draw(pipeline, family, [Sample(prompt=prompt, seed=3, strength=strength)], settings)
+    return np.asarray(image)
+
+
+def theirs(base: Path, lora: Path | None, **arguments: Any) -> Any:
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(base, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if "FlowMatch" not in type(pipeline.scheduler).__name__:
+        pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    if lora is not None:
+        pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    chance = torch.Generator().manual_seed(3)
+    said = {"prompt": "a cat", "width": 64, "height": 48, "num_inference_steps": 2, "guidance_scale": 4.0, **arguments}
+    return np.asarray(pipeline(**said, generator=chance).images[0])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether pictures are equal; sums over weights at another place in memory may round one level otherwise."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1
+
+
+def test_pictures_are_those_of_diffusers(base: Path, tmp_path: Path) -> None:
+    family = families.load(base)
+    pipeline = family.pipeline()
+    plain = theirs(base, None)
+    assert same(ours(pipeline, family), plain)
+    assert same(ours(pipeline, family, negative="dark"), theirs(base, None, negative_prompt="dark"))
+    lora = make_adapter(tmp_path, family)
+    load_adapter(pipeline, lora)
+    with_adapter = ours(pipeline, family, strength=1.0)
+    assert same(with_adapter, theirs(base, lora))
+    assert same(ours(pipeline, family, strength=0.0), plain)
+    assert not same(with_adapter, plain)
+
+
+def test_an_earlier_layer_of_the_text_encoders(base: Path) -> None:
+    family, usual = families.load(base, clip_skip=2), families.load(base)
+    text = family.load_text()
+    found = text.encode("a cat")["hidden"]
+    first = text.modules["text_encoder"]
+    with torch.no_grad():
+        states = first(text.tokenize("a cat")["text_encoder"][None], output_hidden_states=True).hidden_states
+        if family.name in ("sd1", "sd2"):
+            expected = getattr(first, "text_model", first).final_layer_norm(states[-2])[0]
+        else:
+            expected = states[-3][0]
+    assert torch.equal(found[:, :32], expected)
+    assert not np.array_equal(ours(family.pipeline(), family), ours(usual.pipeline(), usual))
+
+
+def test_weights_and_long_prompts(base: Path) -> None:
+    for clip_skip in (1, 2):
+        family = families.load(base, clip_skip=clip_skip)
+        pipeline = family.pipeline()
+        text = family.load_text()
+        plain, item = text.weigh([("a ", 1.0), ("cat", 1.0)], 1), text.encode("a cat")
+        assert all(torch.equal(tensor[0], item[name]) for name, tensor in plain.items())
+    before = ours(pipeline, family, "a cat")
+    assert np.array_equal(before, ours(pipeline, family, "a (cat:1.0)"))
+    assert not np.array_equal(before, ours(pipeline, family, "a (cat:2)"))
+    assert not np.array_equal(before, ours(pipeline, family, "a cat", negative="(dark:1.5)"))
+    long = "a very long prompt " * 8
+    assert text.chunks([(long, 1.0)]) == 2
+    condition = text.weigh([(long, 1.0)], 2)
+    assert condition["hidden"].shape[:2] == (1, 154)
+    assert not np.array_equal(ours(pipeline, family, long), ours(pipeline, family, long[:-8] + "picture"))
+
+
+def test_flows_have_samplers_of_their_own() -> None:
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    euler, other = make_scheduler("euler", config), make_scheduler("dpm++", config)
+    for scheduler in (euler, other):
+        scheduler.set_timesteps(4)
+    assert euler.config.shift == 3.0
+    # Both walk down the flow's shifted levels.
+    levels = [float(sigma) for sigma in other.sigmas]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] == pytest.approx(1, abs=1e-2)
+    with pytest.raises(DataError, match=r"sample.scheduler: ddim does not draw with flows; use euler or dpm\+\+"):
+        make_scheduler("ddim", config)
