@@ -114,12 +114,13 @@ def blame(found: Found, faulty: Sequence[Variant], every: Sequence[Variant], mat
     path, message = found
     for key, values in matrix.items():
         own = field_path(key)
-        if path[: len(own)] == own:
-            indices = {variant.choice[key] for variant in faulty}
+        rest = path[len(own) :]
+        indices = sorted({variant.choice[key] for variant in faulty if _holds(values[variant.choice[key]], rest)})
+        if path[: len(own)] == own and indices:
             if len(indices) == len(values) > 1:  # whatever the value: the key itself is wrong
-                yield (MATRIX, key, *path[len(own) :]), message
+                yield (MATRIX, key, *rest), message
             else:
-                yield from (((MATRIX, key, index, *path[len(own) :]), message) for index in sorted(indices))
+                yield from (((MATRIX, key, index, *rest), message) for index in indices)
             return
     if len(faulty) == len(every):
         yield path, message
@@ -216,6 +217,16 @@ def _missing(data: Any, path: FieldPath) -> FieldPath | None:
         else:
             data = data.get(part) if isinstance(data, Mapping) else None
     return None
+
+
+def _holds(value: Any, path: FieldPath) -> bool:
+    """Whether a value has a field, rather than the section that it was merged into."""
+    for part in path:
+        if isinstance(value, Mapping):
+            if part not in value:
+                return False
+            value = value[part]
+    return True
 
 
 def _put(data: Any, path: FieldPath, value: Any) -> Any:

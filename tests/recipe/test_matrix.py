@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import time
 from pathlib import Path
@@ -10,11 +12,11 @@ import pytest
 from dvc.stage.utils import is_valid_name
 from gto.constants import name_re
 
-from sdbuild.errors import UsageError
+from sdbuild.errors import RecipeError, UsageError
 from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.matrix import LONGEST, MOST
 from sdbuild.recipe.names import dvc_name
-from tests.recipe.helpers import GOOD, complaints, write
+from tests.recipe.helpers import DESIGN, GOOD, complaints, write
 
 
 def names(project: Path, matrix: str, more: str = "") -> list[str]:
@@ -142,6 +144,10 @@ ONE_LINE = [
         "6: matrix.images.buckets.step[1]: images.resolution: 64 is not divisible by buckets.step 48; use 48",
     ),
     # the recipe's own
+    (
+        "method: {kind: lora, rank: 0}\nmatrix: {method: [{alpha: 4}, {alpha: 8}]}\n",
+        "3: method.rank: must be at least 1, is 0",
+    ),
     ("train: {stepz: 3}\nmatrix: {train.seed: [1, 2]}\n", "3: train.stepz: unknown key (did you mean steps?)"),
     ("train: 3\nmatrix: {train.seed: [1, 2]}\n", "3: train: must be a mapping, is 3"),
 ]
@@ -182,6 +188,18 @@ def test_too_many_and_too_long(project: Path) -> None:
     values += f", sample.negative: [{'y' * 60}], images.background: [{'z' * 60}]"
     write(project, cat=GOOD + f"matrix: {{{values}}}\n")
     assert any(f"more than {LONGEST} letters" in text for text in complaints(project))
+
+
+def test_whatever_a_matrix_holds_there_are_variants_or_problems(project: Path) -> None:
+    draw = random.Random(0)
+    text = f"{DESIGN}matrix: {{method.rank: [4, 8], 'datasets[0].caption.from': [filename], train: [{{batch: 1}}]}}\n"
+    pieces = ("[", "]", "{", "}", ".", "[0]", "'", ",", ": ", "null", "matrix", "train", "&a ", "*a", "1e9", "\n", "@")
+    for _ in range(300):
+        start = draw.randrange(len(DESIGN), len(text))
+        changed = text[:start] + draw.choice(pieces) + text[start + draw.choice([0, 1, 5]) :]
+        write(project, cat=changed)
+        with contextlib.suppress(RecipeError):
+            assert load_project(project)
 
 
 def test_256_variants_load_fast(project: Path) -> None:
