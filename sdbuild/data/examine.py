@@ -75,17 +75,7 @@ def examine(
     fresh: dict[PixelKey, Pixels] = {}
 
     def look(paths: Sequence[str]) -> tuple[PixelKey, Pixels] | Problem:
-        path, mask = paths[0], masks.get(paths[0])
-        try:
-            data = read_file(project / path, path)
-            mask_data = read_mask(project, path, files[path]) if path in files else None
-            picture = decode(data, background=background, name=path)
-            counts = mask_of(picture, mask, mask_data, name=path)
-        except DataError as error:
-            return error.problems[0]
-        key = _md5(data), treatment(background, mask, {} if mask_data is None else {files[path]: _md5(mask_data)})
-        image = picture.image
-        return key, Pixels(pixel_digest(image, counts), image.width, image.height, picture.frames_dropped)
+        return _look(paths[0], masks.get(paths[0]), project, background)
 
     try:
         for number, (same, result) in enumerate(_in_threads(look, sorted(sharing.values())), start=1):
@@ -101,6 +91,24 @@ def examine(
     known |= fresh
     pixels = {path: known[key] for path, key in keys.items() if path not in problems}
     return Examined(pixels=pixels, problems=problems, decoded=todo)
+
+
+def _look(path: str, mask: str | None, project: Path, background: str) -> tuple[PixelKey, Pixels] | Problem:
+    """Decode a picture and its mask; the key is that of the bytes that were read."""
+    mask_data: bytes | None = None
+    md5s: dict[str, str] = {}
+    try:
+        data = read_file(project / path, path)
+        picture = decode(data, background=background, name=path)
+        if mask is not None and mask != ALPHA:
+            mask_data = read_mask(project, path, mask)
+            md5s[mask] = _md5(mask_data)
+        counts = mask_of(picture, mask, mask_data, name=path)
+    except DataError as error:
+        return error.problems[0]
+    image = picture.image
+    pixels = Pixels(pixel_digest(image, counts), image.width, image.height, picture.frames_dropped)
+    return (_md5(data), treatment(background, mask, md5s)), pixels
 
 
 def _identities(paths: Iterable[str], project: Path, problems: dict[str, Problem]) -> Iterator[tuple[str, Identity]]:

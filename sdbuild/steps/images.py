@@ -86,16 +86,14 @@ def _find(
             reason = f"{kind} is not read; save as PNG or JPEG" if kind else "links to folders are not followed"
             findings.note(f"left out: {reason}", f"{folder}/{relative}")
         paired = pair(listing.pictures, dataset.get("mask"))
+        bare = [relative for relative in paired.pictures if "mask" in dataset and relative not in paired.masks]
         for message, paths in (
             ("left out: a mask whose picture is not there", paired.alone),
             ("left out: another file is the mask of the same picture", paired.twice),
+            ("without a mask, learned as a whole", bare),
         ):
             for relative in paths:
                 findings.note(message, f"{folder}/{relative}")
-        if "mask" in dataset:
-            for relative in paired.pictures:
-                if relative not in paired.masks:
-                    findings.note("without a mask, learned as a whole", f"{folder}/{relative}")
         masks |= {
             f"{folder}/{relative}": mask if mask == ALPHA else f"{folder}/{mask}"
             for relative, mask in paired.masks.items()
