@@ -256,7 +256,7 @@ class Engine:
                     self.build(producer.name, forced=True)
             elif not (self.project.root / path).exists() and not self.history.fetch_data(path):
                 tracked = self.oracle.tracked(path) is not None
-                lost = "neither DVC's cache nor its remote has it; `dvc push` where it is, then `dvc pull` here"
+                lost = "neither DVC's cache nor its remote has it; `sdbuild push` where it is brings it here"
                 remedy = lost if tracked else "no such folder"
                 raise DataError([Problem(file=path, message=remedy)])
         self.oracle.forget()

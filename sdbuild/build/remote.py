@@ -40,6 +40,8 @@ _LONGEST = 300
 """Letters of a message."""
 _PREFIXED = ("s3", "gs", "azure")
 """Storage that lists by prefix: one request says what is below a folder, or that there is none."""
+_WITHOUT_RUNS = ("http", "https")
+"""Storage that cannot be listed and therefore keeps no run-cache."""
 _HARMLESS = frozenset({"url", "endpointurl", "region", "profile", "jobs", "verify", "user", "port", "timeout"})
 """Settings of a remote that may stand in messages; all others are taken for secrets."""
 
@@ -89,16 +91,18 @@ class Remote:
 
         return self._ask(read, show=show, total=len(names)) if names else {}
 
-    def write_runs(self, names: Collection[str], show: Show | None = None) -> None:
-        """Add entries of the local run-cache; what they name has to be there already."""
+    def write_runs(self, names: Collection[str], show: Show | None = None) -> int:
+        """Add entries of the local run-cache, and return how many; what they name has to be there already."""
 
-        def write(signs: _Signs) -> None:
+        def write(signs: _Signs) -> int:
             order = sorted(names)
+            if self._remote.fs.protocol in _WITHOUT_RUNS:
+                return 0
             sources = [str(self._cache.run_file(name)) for name in order]
             self._copy(sources, [self._run_path(name) for name in order], signs)
+            return len(order)
 
-        if names:
-            self._ask(write, show=show, total=len(names))
+        return self._ask(write, show=show, total=len(names)) if names else 0
 
     def present(self, md5s: Collection[str]) -> set[str]:
         """Which objects the remote has; one that lists a folder stands for the folder's files."""
@@ -177,7 +181,7 @@ class Remote:
 
     def _list(self, key: str | None) -> set[str]:
         fs, root = self._remote.fs, self._remote.path
-        if fs.protocol in ("http", "https"):  # cannot be listed
+        if fs.protocol in _WITHOUT_RUNS:
             return set()
         if key and fs.protocol in _PREFIXED:
             found = fs.fs.find(fs.join(root, "runs", key[:2]), prefix=f"{key}/")

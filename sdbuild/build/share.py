@@ -48,11 +48,11 @@ def push(project: Project, console: Console) -> None:
         whole = {name for name, run in named.items() if there.issuperset(run.outs)}
         new = whole - remote.runs()
         with console.transfer("pushing runs") as show:
-            remote.write_runs(new, show)
+            runs = remote.write_runs(new, show)
         apart = [file.path for file in state.data if not file.plain]
         if apart:
             history.leave_to_dvc("push", apart)
-    console.say(_summary("pushed", "to", remote.name, sent, len(new)))
+    console.say(_summary("pushed", "to", remote.name, sent, runs))
     if lost:
         console.warn(f"not in this cache, and not on {remote.name} either: {', '.join(sorted(lost))}")
 

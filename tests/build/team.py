@@ -50,7 +50,7 @@ class Team:
         return Work(root)
 
 
-def local_remote(store: Path) -> str:
+def local_remote(store: Path | str) -> str:
     return f"[core]\n    remote = store\n['remote \"store\"']\n    url = {store}\n"
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -247,6 +250,30 @@ def test_no_remote_is_a_word_and_a_remedy(built: Work) -> None:
         assert result.err == "no default remote is configured; `dvc remote add --default NAME URL` sets it\n"
     built.dvc("remote", "add", "store", "/nowhere")
     assert "`dvc remote default store` sets it" in built.sdbuild("push", code=3).err
+
+
+def test_a_store_behind_a_web_server(team: Team, anna: Work) -> None:
+    """It can be read and not listed, so it has no run-cache; it cannot be written."""
+    bert = team.join("b")
+    handler = functools.partial(_Silent, directory=str(team.store))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        bert.write(".dvc/config", local_remote(f"http://127.0.0.1:{server.server_port}"))
+        unrun(bert, lies=("adapter", "samples"), absent=INTERMEDIATE)
+        assert "and 0 runs from store" in bert.sdbuild("pull").out
+        bert.recipe(sample={"guidance": 3})
+        result = bert.doit()
+        assert set(result.ran) == {"cat:samples"}
+        assert told(result.text) == []
+        refused = bert.sdbuild("push", code=1)
+        assert refused.err.startswith("remote store: ")
+        assert len(refused.text.splitlines()) == 1
+        server.shutdown()
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
 
 
 def test_a_remote_of_which_the_library_is_missing(built: Work) -> None:

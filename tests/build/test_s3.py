@@ -34,8 +34,20 @@ class Server:
         return [line.split('"')[1].rpartition(" ")[0] for line in self.log.read_text().splitlines() if '"' in line]
 
     def call(self, path: str, data: bytes | None = None, method: str | None = None) -> None:
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data=data, method=method), timeout=30):
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "text/plain"}, method=method)
+        with urllib.request.urlopen(request, timeout=30):
             pass
+
+    def reader(self) -> tuple[str, str]:
+        """Key and secret of somebody who may read and no more."""
+        import boto3  # type: ignore[import-untyped]
+
+        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+        iam = boto3.client("iam", endpoint_url=self.url, **keys)
+        iam.create_user(UserName="reader")
+        iam.put_user_policy(UserName="reader", PolicyName="reader", PolicyDocument=READER)
+        found = iam.create_access_key(UserName="reader")["AccessKey"]
+        return found["AccessKeyId"], found["SecretAccessKey"]
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +81,11 @@ def tracked_template(built_template: Path, tmp_path_factory: pytest.TempPathFact
     return tracked(built_template, tmp_path_factory.mktemp("tracked") / "project")
 
 
-def configuration(url: str, more: str = "") -> str:
+def configuration(url: str, more: str = "", key: str = KEY, secret: str = SECRET) -> str:
     return (
         "[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucket/team\n"
         f"    endpointurl = {url}\n    region = us-east-1\n"
-        f"    access_key_id = {KEY}\n    secret_access_key = {SECRET}\n{more}"
+        f"    access_key_id = {key}\n    secret_access_key = {secret}\n{more}"
     )
 
 
@@ -106,7 +118,7 @@ def test_pushed_by_one_and_built_by_no_other(server: Server, team: Team, anna: W
     before = len(server.requests())
     assert set(anna.doit().ran) == {"cat:samples"}
     (request,) = server.requests()[before:]
-    assert request.startswith("GET /bucket?list-type=2&prefix=team%2Fruns%2F")
+    assert request.startswith("GET /bucket?list-type=2&prefix=team/runs/")
     anna.sdbuild("push")
     bert.recipe(sample={"guidance": 3})
     assert bert.doit().ran == {}
@@ -114,22 +126,32 @@ def test_pushed_by_one_and_built_by_no_other(server: Server, team: Team, anna: W
 
 
 def test_who_may_not_is_told_once_and_builds(server: Server, team: Team, anna: Work) -> None:
-    bert = team.join("b")
+    bert, cleo = team.join("b"), team.join("c")
     bert.sdbuild("pull")
-    server.call("/moto-api/reset-auth", b"0", "POST")  # from now on keys are looked at, and nobody has one
+    key, secret = server.reader()
+    cleo.write(".dvc/config", configuration(server.url, "", key, secret))
+    server.call("/moto-api/reset-auth", b"0", "POST")  # from now on keys are looked at, and only the reader's is known
     try:
         bert.recipe(train={"seed": 1}, sample={"guidance": 3})
-        result = bert.doit()
-        assert set(result.ran) == {"cat:train", "cat:samples"}
-        assert len(told(result.text)) == 1
-        assert "going on without it" in told(result.text)[0]
+        built = bert.doit()
+        assert set(built.ran) == {"cat:train", "cat:samples"}
+        (word,) = told(built.text)
+        assert "Access Key Id you provided does not exist" in word
+        assert word.endswith("; going on without it")
         for command in ("push", "pull"):
             refused = bert.sdbuild(command, code=1)
-            assert len(refused.text.splitlines()) == 1
+            assert refused.out == ""
             assert refused.err.startswith("remote store: ")
-            result = type(result)(0, result.out + refused.out, result.err + refused.err)
-        assert KEY not in result.text
-        assert SECRET not in result.text
+            assert len(refused.err.splitlines()) == 1
+            assert KEY not in refused.err + word
+            assert SECRET not in refused.err + word
+
+        assert "pulled" in cleo.sdbuild("pull").out
+        assert cleo.sdbuild("push").out == "store has everything that is here\n"
+        cleo.recipe(sample={"guidance": 3})
+        assert set(cleo.doit().ran) == {"cat:samples"}
+        refused = cleo.sdbuild("push", code=1)
+        assert refused.err == "remote store: access Denied\n"
     finally:
         server.call("/moto-api/reset-auth", b"1000000000", "POST")
     assert "pushed" in bert.sdbuild("push").out
