@@ -19,7 +19,7 @@ def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.emoji64", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
-    trainings = {"vae": (3000, 16, 1.5e-3), "unet": (7000, 32, 1e-3), "decoder": (1700, 16, 1e-3)}
+    trainings = {"vae": (3000, 16, 1.5e-3), "unet": (16000, 32, 1e-3), "decoder": (2150, 16, 1e-3)}
     for name in ("tokenizer", "vae", "freeze", "unet", "decoder", "export", "quality"):
         stage = stages.add_parser(name)
         stage.add_argument("--noto", type=Path, required=name != "export", help="folder of the Noto pictures")
