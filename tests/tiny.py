@@ -73,14 +73,16 @@ def _vae(**settings: Any) -> Any:
     )
 
 
-def _clip(tokenizer: Any, name: str = "CLIPTextModel", activation: str = "quick_gelu", **settings: Any) -> Any:
+def _clip(
+    tokenizer: Any, name: str = "CLIPTextModel", activation: str = "quick_gelu", layers: int = 2, **settings: Any
+) -> Any:
     import transformers
 
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=77,
         bos_token_id=tokenizer.bos_token_id,
@@ -155,8 +157,8 @@ def _sdxl(noise: dict[str, Any]) -> Any:
     return StableDiffusionXLPipeline(
         unet=unet,
         vae=_vae(scaling_factor=0.13025),
-        text_encoder=_clip(first),
-        text_encoder_2=_clip(second, "CLIPTextModelWithProjection", "gelu", projection_dim=24),
+        text_encoder=_clip(first, layers=3),
+        text_encoder_2=_clip(second, "CLIPTextModelWithProjection", "gelu", layers=3, projection_dim=24),
         tokenizer=first,
         tokenizer_2=second,
         scheduler=_ddim(**noise),
@@ -203,8 +205,8 @@ def _sd3(noise: dict[str, Any]) -> Any:
             use_quant_conv=False,
             use_post_quant_conv=False,
         ),
-        text_encoder=_clip(first, "CLIPTextModelWithProjection", projection_dim=32),
-        text_encoder_2=_clip(second, "CLIPTextModelWithProjection", "gelu", projection_dim=24),
+        text_encoder=_clip(first, "CLIPTextModelWithProjection", layers=3, projection_dim=32),
+        text_encoder_2=_clip(second, "CLIPTextModelWithProjection", "gelu", layers=3, projection_dim=24),
         text_encoder_3=t5,
         tokenizer=first,
         tokenizer_2=second,

@@ -80,4 +80,5 @@ def wanted_latents(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_
 def wanted_texts(captions: Iterable[CaptionRecord], spec: Mapping[str, Any], encoder_digest: str) -> dict[str, str]:
     """Return the texts to encode, each once, by item key; with the empty one where the spec wants it."""
     texts = distinct_texts(captions, spec) | ({""} if spec["empty"] else set())
-    return {item_key("text", caption=text, encoder=encoder_digest): text for text in texts}
+    own = {key: spec[key] for key in ("clip_skip",) if key in spec}
+    return {item_key("text", caption=text, encoder=encoder_digest, **own): text for text in texts}

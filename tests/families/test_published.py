@@ -72,14 +72,15 @@ def test_a_published_checkpoint_fits_its_configuration(name: str, tmp_path: Path
         state = {key: tensor for key, tensor in module.state_dict().items() if key != "encoder.embed_tokens.weight"}
         if layout == "clip" and component == "text_encoder":
             state.pop("text_projection.weight", None)
-        theirs = {
+        rename: dict[str, Any] = {
             "ldm-unet": lambda state: unet_names(state, layers=2),
             "ldm-vae": vae_names,
             "clip": clip_names,
             "openclip": openclip_names,
             "mmdit": mmdit_names,
             "t5": dict,
-        }[layout](state)
+        }
+        theirs = rename[layout](state)
         tensors = {f"{prefix}{key}": tensor for key, tensor in theirs.items()}
         names |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         found = convert._fitted(

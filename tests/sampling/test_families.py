@@ -82,7 +82,7 @@ def test_an_earlier_layer_of_the_text_encoders(base: Path) -> None:
     family, usual = families.load(base, clip_skip=2), families.load(base)
     text = family.load_text()
     found = text.encode("a cat")["hidden"]
-    first = text.modules["text_encoder"]
+    first: Any = text.modules["text_encoder"]
     with torch.no_grad():
         states = first(text.tokenize("a cat")["text_encoder"][None], output_hidden_states=True).hidden_states
         if family.name in ("sd1", "sd2"):

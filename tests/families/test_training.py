@@ -1,0 +1,144 @@
+"""Every family through the steps: from pictures and captions to an adapter, stopped or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from sdbuild import families
+from sdbuild.plan.compile import plan
+from sdbuild.recipe.load import load_recipe
+from sdbuild.steps import captions, images, latents, text, train
+from sdbuild.steps.contract import Inputs
+from tests.conftest import Work
+from tests.original import copy_configurations, make_single
+from tests.tiny import PIPELINES, make_pictures, make_pipeline
+from tests.training.material import Listener
+
+RECIPE: dict[str, Any] = {
+    "base": {"model": "base"},
+    "datasets": [{"path": "datasets/cats", "holdout": 1}],
+    "images": {"resolution": 64, "buckets": {"step": 16}, "flip": True},
+    "method": {"kind": "lora", "rank": 2},
+    "train": {"steps": 4, "batch": 2, "checkpoint_every": 1, "caption_dropout": 0.2, "validate": 1},
+}
+TEXTS = {
+    "sd1": {"text_encoder"},
+    "sd2": {"text_encoder"},
+    "sdxl": {"text_encoder", "text_encoder_2"},
+    "sd3": {"text_encoder", "text_encoder_2"},
+}
+"""Text encoders that can be adapted."""
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose steps before training are done."""
+    root = tmp_path_factory.mktemp(request.param)
+    make_pipeline(root / "base", family=request.param)
+    make_pictures(root / "datasets/cats", 3, size=(96, 64))
+    (root / "recipes").mkdir()
+    return root
+
+
+def specs(project: Path, **changes: Any) -> Mapping[str, Mapping[str, Any]]:
+    content = {**RECIPE, **{name: {**RECIPE[name], **change} for name, change in changes.items()}}
+    (project / "recipes/cat.yaml").write_text(yaml.safe_dump(content))
+    return {step.kind: step.spec for step in plan(load_recipe(Path("recipes/cat.yaml"), project))}
+
+
+def prepared(project: Path, **changes: Any) -> tuple[Mapping[str, Any], Inputs]:
+    """Run the steps before training; the training's spec and inputs."""
+    found, out, listener = specs(project, **changes), project / "out", Listener(project / "work")
+    inputs = Inputs(project=project, base=project / "base")
+    out.mkdir(exist_ok=True)
+    for module, kind in ((images, "images"), (captions, "captions"), (latents, "latents"), (text, "text")):
+        if kind in found and not (out / kind).exists():
+            given = {name: out / f"{name}.jsonl" for name in ("images", "captions") if (out / f"{name}.jsonl").exists()}
+            module.run(found[kind], Inputs(project=project, base=inputs.base, **given), out, listener)
+    return {**found["train"], "reads": {"base": "0"}}, Inputs(
+        project=project,
+        base=inputs.base,
+        captions=out / "captions.jsonl",
+        latents=out / "latents",
+        text=out / "text" if "text" in found else None,
+    )
+
+
+def trained(spec: Mapping[str, Any], inputs: Inputs, folder: Path, stop_at: int | None = None) -> bytes:
+    out = folder / f"out-{stop_at}"
+    out.mkdir(parents=True)
+    if stop_at is not None:
+        with pytest.raises(RuntimeError, match="stopped"):
+            train.run(spec, inputs, out, Listener(folder, stop_at=stop_at))
+        out = folder / "resumed"
+        out.mkdir()
+    train.run(spec, inputs, out, Listener(folder))
+    return (out / "adapter/cat.safetensors").read_bytes()
+
+
+def test_a_stopped_training_ends_with_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    spec, inputs = prepared(project)
+    assert trained(spec, inputs, tmp_path / "straight") == trained(spec, inputs, tmp_path / "stopped", stop_at=2)
+    metrics = json.loads((tmp_path / "straight/out-None/metrics.json").read_text())
+    assert metrics["validation_loss"]["base"] != metrics["validation_loss"]["adapter"]
+
+
+def test_text_encoders_are_trained(project: Path, tmp_path: Path) -> None:
+    spec, inputs = prepared(project, method={"text_encoder": True}, base={"clip_skip": 2})
+    assert spec["clip_skip"] == 2
+    trained(spec, inputs, tmp_path)
+    adapter = load_file(tmp_path / "out-None/adapter/pytorch_lora_weights.safetensors")
+    changed = {name.partition(".")[0] for name, tensor in adapter.items() if "lora_B" in name and tensor.abs().sum()}
+    assert changed >= TEXTS[families.detect(project / "base")]
+    assert changed & {"unet", "transformer"}
+
+
+def test_one_file_builds_what_its_folder_builds(work: Work) -> None:
+    make_pipeline(work.root / "base", family="sdxl", seed=3)
+    copy_configurations(work.root / "base", work.root / "config")
+    make_single(work.root / "base", work.root / "one.safetensors", "sdxl")
+    work.recipe()
+    assert set(work.doit().ran) == {
+        f"cat:{kind}" for kind in ("images", "captions", "latents", "text", "train", "samples")
+    }
+    adapter = work.adapter()
+    work.recipe(base={"model": "one.safetensors", "config": "config", "family": "sdxl"})
+    again = work.doit()
+    assert again.ran == {}
+    assert "converting the base one.safetensors" in again.out
+    work.recipe(base={"model": "one.safetensors", "config": "config"}, train={"seed": 1})
+    assert set(work.doit().ran) == {"cat:train", "cat:samples"}
+    changed = work.adapter()
+    work.recipe(base={"model": "base"}, train={"seed": 1})
+    assert work.doit().ran == {}
+    assert work.adapter() == changed != adapter
+
+
+def test_bases_that_are_not_what_the_recipe_says(work: Work) -> None:
+    work.recipe(base={"model": "base", "family": "sd3", "t5": False})
+    result = work.doit(code=2)
+    assert result.err.splitlines() == [
+        "recipes/cat.yaml: base.family: is sd3, but the base is Stable Diffusion 1 (sd1); mend or remove it",
+        "recipes/cat.yaml: base.t5: Stable Diffusion 1 has no T5; remove it",
+    ]
+    work.write("lora.safetensors", b"\x02\0\0\0\0\0\0\0{}")
+    work.recipe(base={"model": "lora.safetensors"})
+    result = work.doit(code=2)
+    assert "lora.safetensors: has no known layout" in result.err
+
+
+def test_another_vae_encodes_pictures_anew_and_no_captions(built: Work) -> None:
+    make_pipeline(built.root / "other", seed=5)
+    built.recipe(base={"model": "base", "vae": "other/vae"})
+    assert set(built.doit().ran) == {"cat:latents", "cat:train", "cat:samples"}
+    built.recipe(base={"model": "base"})
+    assert built.doit().ran == {}
+    built.recipe(base={"model": "base", "clip_skip": 2})
+    assert set(built.doit().ran) == {"cat:text", "cat:train", "cat:samples"}
