@@ -325,7 +325,6 @@ def _words(error: Exception) -> str:
     if isinstance(error, DvcException) and error.__cause__ is not None:
         text = f"{text}: {_words(error.__cause__)}" if isinstance(error.__cause__, Exception) else text
     text = text.strip().rstrip(".")
-    text = text[:1].lower() + text[1:] if text[1:2].islower() else text
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 

@@ -294,7 +294,7 @@ def test_a_store_that_cannot_be_written(team: Team, anna: Work) -> None:
         shutil.copytree(kept, team.store, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(team.store)], check=True)
         result = anna.sdbuild("push", code=1)
-        assert result.err.startswith("remote store: read-only file system")
+        assert result.err.startswith("remote store: Read-only file system")
         assert len(result.text.splitlines()) == 1
         bert = team.join("b")
         bert.sdbuild("pull")

@@ -151,7 +151,7 @@ def test_who_may_not_is_told_once_and_builds(server: Server, team: Team, anna: W
         cleo.recipe(sample={"guidance": 3})
         assert set(cleo.doit().ran) == {"cat:samples"}
         refused = cleo.sdbuild("push", code=1)
-        assert refused.err == "remote store: access Denied\n"
+        assert refused.err == "remote store: Access Denied\n"
     finally:
         server.call("/moto-api/reset-auth", b"1000000000", "POST")
     assert "pushed" in bert.sdbuild("push").out
@@ -164,7 +164,7 @@ def test_a_bucket_that_is_gone(server: Server, team: Team, anna: Work) -> None:
     assert set(result.ran) == {"cat:samples"}
     assert len(told(result.text)) == 1
     refused = anna.sdbuild("push", code=1)
-    assert refused.err.startswith("remote store: the specified bucket does not exist")
+    assert refused.err.startswith("remote store: The specified bucket does not exist")
     assert len(refused.text.splitlines()) == 1
 
 
