@@ -7,8 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from yaml import YAMLError
+
 from sdbuild.build.cache import LocalCache, Named
-from sdbuild.build.lockfile import LockFile
+from sdbuild.build.lockfile import LockFile, load_yaml
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.tracked import DataFile, data_files
@@ -81,7 +83,7 @@ def pull(project: Project, console: Console) -> None:
             if apart:
                 history.leave_to_dvc("fetch", apart)
             console.say(_summary("pulled", "from", remote.name, brought, len(new)))
-            for warning in _put_into_place(history, cache, state, remote.name):
+            for warning in _put_into_place(project, history, state, remote.name):
                 console.warn(warning)
         finally:
             guard.release()
@@ -104,14 +106,16 @@ def _send_objects(
     return there | files | whole, sent
 
 
-def _put_into_place(history: History, cache: LocalCache, state: _Present, remote: str) -> Iterator[str]:
+def _put_into_place(project: Project, history: History, state: _Present, remote: str) -> Iterator[str]:
     """Check out data and outs; what could not be, in words."""
+    cache = LocalCache(project)
     for file in state.data:
         if file.plain and not all(cache.has(md5) for md5 in file.md5s):
             yield f"{file.data} is neither here nor on {remote}; `sdbuild push` where it is"
         elif not history.checkout([file.path]):
             yield f"{file.data} has changes that are saved nowhere; it is kept as it is, not as {file.path} says"
-    complete = [stage for stage, outs in state.outs.items() if all(cache.has(md5) for md5 in outs)]
+    planned = _planned(project)  # a record may be of a recipe that was deleted since
+    complete = [name for name, outs in state.outs.items() if name in planned and all(map(cache.has, outs))]
     if complete and not history.checkout(complete):
         yield "outs under build/ were changed by hand; they are kept until the next `doit` restores them"
 
@@ -129,6 +133,15 @@ def _present(project: Project, lock: LockFile) -> _Present:
         if file.plain:
             state.paths.update((md5, file.data) for md5 in file.md5s)
     return state
+
+
+def _planned(project: Project) -> Collection[str]:
+    """Stages of `dvc.yaml`, which is where DVC looks for them."""
+    try:
+        stages = load_yaml((project.root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError, YAMLError, KeyError, TypeError):
+        return ()
+    return stages if isinstance(stages, dict) else ()
 
 
 def _all(named: dict[str, Named], state: _Present) -> set[str]:

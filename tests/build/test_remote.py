@@ -72,8 +72,15 @@ def test_clones_build_nothing(team: Team, anna: Work) -> None:
     assert anna.sdbuild("push").out == "store has everything that is here\n"
     check_store(team.store)
 
+    # A record of a recipe that is gone does not keep the others from their place.
+    lock = anna.read("dvc.lock")
+    gone = lock.decode().replace("stages:\n", "stages:\n  dog-images:\n    cmd: echo\n    outs: []\n", 1)
     bert = team.join("b")
-    assert "pulled" in bert.sdbuild("pull").out
+    bert.write("dvc.lock", gone)
+    pulled = bert.sdbuild("pull").out
+    assert "pulled" in pulled
+    assert "warning" not in pulled
+    bert.write("dvc.lock", lock)
     assert bert.doit().out == "everything is up to date\n"
     unrun(bert, lies=(*INTERMEDIATE, "adapter", "samples"))
     assert "up to date" in bert.dvc("status").out
