@@ -11,10 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from sdbuild import families
 from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.errors import DataError, InputError, Problem
+from sdbuild.families import sources
 from sdbuild.plan.compile import plan
+from sdbuild.plan.model import Base
 from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Inputs
@@ -72,9 +75,28 @@ def _check_variants(project: Project, variants: Sequence[Recipe], console: Conso
         read = json.dumps([specs["images"], specs["captions"]])
         if read not in checked:
             checked[read] = _check_data(project, recipe.name, specs, console)
+    bases = {json.dumps(recipe.resolved()["base"]): recipe for recipe in variants}
+    wrong = [problem for recipe in bases.values() for problem in _check_base(project, recipe)]
     counts = sorted({pictures for pictures, _ in checked.values()})
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return shown, [problem for _, found in checked.values() for problem in found]
+    return shown, [*wrong, *(problem for _, found in checked.values() for problem in found)]
+
+
+def _check_base(project: Project, recipe: Recipe) -> list[Problem]:
+    """What is wrong with a base that is on this machine, and with what the recipe says of it."""
+    section = recipe.resolved()["base"]
+    try:
+        folder = sources.find(Base.of(section), project.root)
+        if folder is None:
+            return []
+        family, found = families.load(folder), sources.problems(section, folder)
+    except DataError as error:
+        return list(error.problems)
+    side = recipe.images.resolution
+    if side % family.multiple:
+        message = f"{side} is not divisible by {family.multiple}, as the base needs; choose such a resolution and step"
+        found.append(Problem(field="images.resolution", message=message))
+    return [replace(problem, file=f"recipes/{recipe.group}.yaml") if problem.field else problem for problem in found]
 
 
 def _check_data(

@@ -128,10 +128,17 @@ def test_bases_that_are_not_what_the_recipe_says(work: Work) -> None:
         "recipes/cat.yaml: base.family: is sd3, but the base is Stable Diffusion 1 (sd1); mend or remove it",
         "recipes/cat.yaml: base.t5: Stable Diffusion 1 has no T5; remove it",
     ]
+    assert work.sdbuild("check", code=2).err.splitlines() == result.err.splitlines()
     work.write("lora.safetensors", b"\x02\0\0\0\0\0\0\0{}")
     work.recipe(base={"model": "lora.safetensors"})
     result = work.doit(code=2)
     assert "lora.safetensors: has no known layout" in result.err
+    make_pipeline(work.root / "flow", family="sd3")
+    work.recipe(base={"model": "flow"}, images={"resolution": 40})
+    said = work.sdbuild("check", code=2).err
+    assert said.startswith("recipes/cat.yaml: images.resolution: 40 is not divisible by 16, as the base needs; choose")
+    (work.root / "flow/transformer/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    assert "is damaged (cut short)" in work.sdbuild("check", code=2).err
 
 
 def test_another_vae_encodes_pictures_anew_and_no_captions(built: Work) -> None:

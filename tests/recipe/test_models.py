@@ -16,12 +16,12 @@ def test_all_defaults_are_visible_when_resolved() -> None:
     assert Recipe.model_validate(SMALL).resolved() == {
         "name": "cat",
         "base": {
-                "model": "emoji-64",
-                **dict.fromkeys(("revision", "variant", "family", "vae", "config", "prediction_type")),
-                "clip_skip": 1,
-                "t5": True,
-                "allow_pickle": False,
-            },
+            "model": "emoji-64",
+            **dict.fromkeys(("revision", "variant", "family", "vae", "config", "prediction_type")),
+            "clip_skip": 1,
+            "t5": True,
+            "allow_pickle": False,
+        },
         "datasets": [
             {
                 "path": "datasets/cat",
@@ -82,6 +82,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "seed": 0,
             "caption_dropout": 0.0,
             "clip": 1.0,
+            "rising_loss": 3.0,
             "checkpoint_every": 100,
             "validate": 4,
         },
