@@ -84,12 +84,12 @@ def _check_variants(project: Project, variants: Sequence[Recipe], console: Conso
 
 def _check_base(project: Project, recipe: Recipe) -> list[Problem]:
     """What is wrong with a base that is on this machine, and with what the recipe says of it."""
-    section = recipe.resolved()["base"]
+    base = Base.of(recipe.resolved()["base"])
     try:
-        folder = sources.find(Base.of(section), project.root)
+        folder = sources.find(base, project.root)
         if folder is None:
             return []
-        family, found = families.load(folder), sources.problems(section, folder)
+        family, found = families.load(folder), sources.problems(base, folder)
     except DataError as error:
         return list(error.problems)
     side = recipe.images.resolution

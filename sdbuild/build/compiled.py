@@ -42,14 +42,15 @@ class Compiled:
             RecipeError: a base is not what a recipe says it is.
         """
         wrong: list[Problem] = []
+        brought: dict[Base, tuple[Base, list[Problem]]] = {}
         for name, base in self._bases.items():
-            folder = sources.bring(base, self._project.root, say)
-            found = sources.problems(self._resolved[name]["base"], folder)
+            if base not in brought:
+                folder = sources.bring(base, self._project.root, say)
+                commits = sources.commits(base, self._project.root)
+                pinned = replace(base, commit=commits.model or base.commit, vae_commit=commits.vae or base.vae_commit)
+                brought[base] = pinned, sources.problems(base, folder)
+            self._bases[name], found = brought[base]
             wrong += [replace(problem, file=f"recipes/{group_of(name)}.yaml") for problem in found]
-            commits = sources.commits(base, self._project.root)
-            self._bases[name] = replace(
-                base, commit=commits.model or base.commit, vae_commit=commits.vae or base.vae_commit
-            )
         if wrong:
             raise RecipeError(dict.fromkeys(wrong))
 

@@ -7,7 +7,7 @@ a base (another VAE, other copies of the weights, no T5) is a folder of links be
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -119,20 +119,19 @@ def commits(source: Source, project: Path) -> Commits:
     return Commits(model=found.get("model"), vae=found.get("vae"))
 
 
-def problems(base: Mapping[str, object], folder: Path) -> list[Problem]:
-    """What a recipe's section `base` says that is not so of the base itself."""
+def problems(source: Source, folder: Path) -> list[Problem]:
+    """What a recipe says of its base that is not so of the base itself."""
     described = families.describe(folder)
     found: list[Problem] = []
 
     def wrong(field: str, message: str) -> None:
         found.append(Problem(field=f"base.{field}", message=message))
 
-    wanted = base.get("family")
-    if wanted is not None and wanted != described.name:
-        wrong("family", f"is {wanted}, but the base is {described.title} ({described.name}); mend or remove it")
-    if base.get("t5") is False and "text_encoder_3" not in described.classes:
+    if source.family is not None and source.family != described.name:
+        wrong("family", f"is {source.family}, but the base is {described.title} ({described.name}); mend or remove it")
+    if not source.t5 and "text_encoder_3" not in described.classes:
         wrong("t5", f"{described.title} has no T5; remove it")
-    predicts = base.get("prediction_type")
+    predicts = source.prediction_type
     if predicts is not None:
         own = "flow" if "transformer" in described.classes else None
         own = own or read_config(folder, "scheduler").get("prediction_type", "epsilon")

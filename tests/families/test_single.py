@@ -137,7 +137,7 @@ def test_what_is_predicted_is_said_by_file_or_recipe(project: Path, extra: str |
     else:
         folder = bring(Base(model="one.safetensors", config="config", prediction_type="v_prediction"), project)
     assert families.load(folder).noise_schedule().prediction_type == "v_prediction"
-    assert problems({"prediction_type": "v_prediction"}, folder) == []
+    assert problems(Base(model="one.safetensors", prediction_type="v_prediction"), folder) == []
 
 
 def test_pickles_give_tensors_and_nothing_else(project: Path) -> None:
@@ -200,7 +200,8 @@ def test_variants_are_read_as_if_they_were_all_there_is(project: Path) -> None:
 
 
 def test_what_a_recipe_states_is_checked(project: Path) -> None:
-    found = problems({"family": "sdxl", "t5": False, "prediction_type": "v_prediction"}, project / "base")
+    stated = Base(model="base", family="sdxl", t5=False, prediction_type="v_prediction")
+    found = problems(stated, project / "base")
     assert [str(problem) for problem in found] == [
         "base.family: is sdxl, but the base is Stable Diffusion 1 (sd1); mend or remove it",
         "base.t5: Stable Diffusion 1 has no T5; remove it",
