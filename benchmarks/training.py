@@ -11,6 +11,7 @@ from benchmarks.harness import Options, Row, Watch, at_least, folder, main
 from benchmarks.project import Steps, bare_project
 from sdbuild import families, methods
 from sdbuild.data.items import ShardReader
+from sdbuild.families.contract import NoiseSchedule
 from sdbuild.training.optimizers import OPTIMIZERS
 from tests.tiny import make_pictures
 
@@ -101,7 +102,9 @@ def bare_loop(steps: Steps, count: int) -> tuple[float, float]:
     adapter = methods.load("lora").inject({"unet": denoiser.module}, spec["method"], seed=0)
     parameters = [parameter for _, parameter in adapter.parameters()]
     optimizer = OPTIMIZERS["adamw"](parameters, settings["learning_rate"], settings["weight_decay"])
-    alphas = family.noise_schedule().alphas_cumprod.float()
+    schedule = family.noise_schedule()
+    assert isinstance(schedule, NoiseSchedule)
+    alphas = schedule.alphas_cumprod.float()
     latents, hidden = in_memory(steps.out)
     adapter.train(True)
     watch = Watch()

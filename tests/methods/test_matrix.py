@@ -43,7 +43,7 @@ class Bench:
         self.text: TextEncoder = family.load_text()
         self.modules: dict[Any, torch.nn.Module] = {"unet": self.denoiser.module}
         if spec["text_encoder"]:
-            self.modules["text_encoder"] = self.text.module
+            self.modules |= self.text.modules
         self.before = self.predict()
         self.weights = {
             component: {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -213,5 +213,5 @@ def test_diffusers_reads_the_file_and_predicts_the_same(
     assert loaded == len(bench.adapter.state())
     expected = bench.predict()
     bench.denoiser = type(bench.denoiser)(pipeline.unet)  # type: ignore[call-arg]
-    bench.text = type(bench.text)(pipeline.tokenizer, pipeline.text_encoder)  # type: ignore[call-arg]
+    bench.text = bench.family.text_of(pipeline)
     assert torch.allclose(bench.predict(), expected, atol=1e-6)
