@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +17,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers.loaders import single_file_utils as rules
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description
 from sdbuild.families.keys import TEXT_ROOT
 from sdbuild.families.layout import INDEX, config_name, read_config, read_json, read_layout
+from sdbuild.families.original import ldm_vae
 from sdbuild.families.single import CONFIGS, carried, identify, prediction, read_header
 from sdbuild.recipe.places import is_pickle
 
@@ -33,52 +33,6 @@ WEIGHTS = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_
 _WORDS = ("<|startoftext|>", "<|endoftext|>")
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2)
 """Types that networks cannot compute in; they are widened without loss."""
-
-
-def _unet(tensors: MutableMapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = rules.convert_ldm_unet_checkpoint(tensors, config=dict(network.config))
-    return found
-
-
-def _vae(tensors: MutableMapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = rules.convert_ldm_vae_checkpoint(tensors, config=dict(network.config))
-    return found
-
-
-def _clip(tensors: MutableMapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if hasattr(network, "text_projection") and "text_projection.weight" not in found:
-        # The authors take the pooled state as it is; transformers has a projection there in any case.
-        found["text_projection.weight"] = torch.eye(network.config.hidden_size)
-    return found
-
-
-def _openclip(tensors: MutableMapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
-    layers: int = network.config.num_hidden_layers
-    found: dict[str, Tensor] = rules.convert_open_clip_checkpoint(network, dict(tensors), prefix=prefix)
-    # Version 2 takes the second to last layer, and its configuration has no other: the last is left out.
-    unused = f"{TEXT_ROOT}encoder.layers.{layers}."
-    return {name: tensor for name, tensor in found.items() if not name.startswith(unused)}
-
-
-def _mmdit(tensors: MutableMapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = rules.convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors))
-    return found
-
-
-def _t5(tensors: MutableMapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-LAYOUTS: Mapping[str, Callable[[MutableMapping[str, Tensor], str, Any], dict[str, Tensor]]] = {
-    "ldm-unet": _unet,
-    "ldm-vae": _vae,
-    "clip": _clip,
-    "openclip": _openclip,
-    "mmdit": _mmdit,
-    "t5": _t5,
-}
-"""From a component's tensors, their prefix and an empty network to the network's own names."""
 
 
 def write_base(file: Path, folder: Path, config: Path | None, prediction_type: str | None, *, t5: bool) -> None:
@@ -94,11 +48,11 @@ def write_base(file: Path, folder: Path, config: Path | None, prediction_type: s
             )
             raise DataError([Problem(file=str(file), message=message)])
         for name in there:
-            layout, prefix = description.original.components[name]
+            renamed, prefix = description.original.components[name]
             cls = texts[INDEX][name]
             network = _empty(cls, folder / name)
             tensors = {key: read(key) for key in names if key.startswith(prefix)}
-            state = _fitted(LAYOUTS[layout](tensors, prefix, network), network, name, description, file)
+            state = _fitted(renamed(tensors, prefix, network), network, name, description, file)
             save_file(state, folder / name / WEIGHTS[cls[0]], metadata={"format": "pt"})
         if "transformer" not in description.classes:
             said = _agreed(prediction_type, prediction(metadata, names))
@@ -115,7 +69,7 @@ def write_vae(file: Path, folder: Path, config: Path) -> None:
         state = {name: read(name) for name in names}
         if "encoder.conv_in.weight" not in network.state_dict() or not any("down_blocks" in name for name in names):
             own = {name: tensor for name, tensor in state.items() if name.startswith("first_stage_model.")} or state
-            state = _vae(own, "", network)
+            state = ldm_vae(own, "", network)
         fitted = _fitted(state, network, "VAE", None, file)
         save_file(fitted, folder / WEIGHTS["diffusers"], metadata={"format": "pt"})
 

@@ -10,8 +10,8 @@ Part = Literal["index", "vae", "text", "denoiser", "schedule"]
 """What steps read of a base; each family says which components that is."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
-Layouts = Literal["ldm-unet", "ldm-vae", "clip", "openclip", "mmdit", "t5"]
-"""Ways to name a network's tensors; see `convert.LAYOUTS`."""
+Renaming = Callable[[Mapping[str, Any], str, Any], dict[str, Any]]
+"""From a component's tensors, the prefix of their names and an empty network to the network's own names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +20,8 @@ class Original:
 
     marks: tuple[str, ...]
     """Tensors that every such file has."""
-    components: Mapping[str, tuple[Layouts, str]]
-    """How the names of each component's tensors are built, and what they begin with."""
+    components: Mapping[str, tuple[Renaming, str]]
+    """What renames each component's tensors, and what their names begin with; see `original`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from sdbuild.families import sd1
 from sdbuild.families.description import Original
 from sdbuild.families.layout import Layout, check, read_config
+from sdbuild.families.original import openclip
 
 DESCRIPTION = replace(
     sd1.DESCRIPTION,
@@ -22,7 +23,7 @@ DESCRIPTION = replace(
         ),
         components={
             **sd1.DESCRIPTION.original.components,
-            "text_encoder": ("openclip", "cond_stage_model.model."),
+            "text_encoder": (openclip, "cond_stage_model.model."),
         },
     ),
 )

@@ -12,12 +12,22 @@ from sdbuild.families.description import Description, Original
 from sdbuild.families.diffusion import DiffusionFamily
 from sdbuild.families.layout import Layout, check, read_config
 from sdbuild.families.mmdit import SD3Keys
+from sdbuild.families.original import clip, ldm_vae, unprefixed
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from sdbuild.families.contract import Component, Denoiser, FlowSchedule, TextEncoder
+
+
+def _joint(tensors: Mapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
+    """The transformer's tensors by diffusers' names, from `joint_blocks.0.x_block…`; see `original`."""
+    from diffusers.loaders import single_file_utils as rules
+
+    found: dict[str, Tensor] = rules.convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors))
+    return found
+
 
 DESCRIPTION = Description(
     name="sd3",
@@ -50,11 +60,11 @@ DESCRIPTION = Description(
             "first_stage_model.encoder.conv_in.weight",
         ),
         components={
-            "transformer": ("mmdit", "model.diffusion_model."),
-            "vae": ("ldm-vae", "first_stage_model."),
-            "text_encoder": ("clip", "text_encoders.clip_l.transformer."),
-            "text_encoder_2": ("clip", "text_encoders.clip_g.transformer."),
-            "text_encoder_3": ("t5", "text_encoders.t5xxl.transformer."),
+            "transformer": (_joint, "model.diffusion_model."),
+            "vae": (ldm_vae, "first_stage_model."),
+            "text_encoder": (clip, "text_encoders.clip_l.transformer."),
+            "text_encoder_2": (clip, "text_encoders.clip_g.transformer."),
+            "text_encoder_3": (unprefixed, "text_encoders.t5xxl.transformer."),
         },
     ),
 )

@@ -48,13 +48,15 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     scheduler = SCHEDULERS[name]
-    if not str(config.get("_class_name", "")).startswith(FLOW):
+    flow = str(config.get("_class_name", "")).startswith(FLOW) or config.get("use_flow_sigmas", False)
+    if not flow:
         return getattr(diffusers, scheduler.cls).from_config(config, **scheduler.settings)
     if scheduler.flow is None:
         known = " or ".join(name for name, each in SCHEDULERS.items() if each.flow)
         raise DataError([Problem(field="sample.scheduler", message=f"{name} does not draw with flows; use {known}")])
+    shift = config["shift"] if "shift" in config else config.get("flow_shift", 1.0)
     if scheduler.flow.startswith(FLOW):
-        return getattr(diffusers, scheduler.flow).from_config(config)
-    settings = {"use_flow_sigmas": True, "flow_shift": config.get("shift", 1.0), "prediction_type": "flow_prediction"}
+        return getattr(diffusers, scheduler.flow).from_config(config, shift=shift)
+    settings = {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
     own = {"num_train_timesteps": config.get("num_train_timesteps", 1000)}
     return getattr(diffusers, scheduler.flow)(**scheduler.settings, **settings, **own)

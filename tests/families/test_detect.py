@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from sdbuild.errors import DataError
 from sdbuild.families import FAMILIES, descriptions, detect, load
+from sdbuild.recipe.base import Base
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -30,6 +31,8 @@ def test_a_tiny_base_is_sd1(base: Path) -> None:
 
 def test_families_are_known_by_their_own_names() -> None:
     assert [description.name for description in descriptions()] == list(FAMILIES)
+    (stated, _) = get_args(Base.model_fields["family"].annotation)
+    assert get_args(stated) == tuple(FAMILIES)
 
 
 def test_detection_is_light(base: Path) -> None:

@@ -16,9 +16,12 @@ from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from sdbuild.errors import DataError
+from sdbuild.families import load
+from sdbuild.families.digest import base_digest, md5_file
 from sdbuild.families.sources import bring, commits, find
 from sdbuild.plan.model import Base
 from sdbuild.recipe import places
+from tests.tiny import make_pipeline
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
@@ -147,6 +150,64 @@ def test_what_is_downloaded(base: Path, project: Path, hub: Path, monkeypatch: p
     ]
     patterns = {"allow_patterns": options["allow_patterns"], "ignore_patterns": options["ignore_patterns"]}
     assert list(filter_repo_objects(files, **patterns)) == files[:4]
+
+
+@pytest.fixture
+def repository(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository on the hub; the files that are asked for are copied from it."""
+    folder = tmp_path / "repository"
+    snapshot = hub / "models--owner--tiny/snapshots" / COMMIT
+
+    def download(model: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / file, snapshot / file)
+        (hub / "models--owner--tiny/refs").mkdir(parents=True, exist_ok=True)
+        (hub / "models--owner--tiny/refs/main").write_text(COMMIT)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return folder
+
+
+def present(hub: Path) -> set[str]:
+    snapshot = hub / "models--owner--tiny/snapshots" / COMMIT
+    return {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.safetensors")}
+
+
+def test_t5_and_other_copies_are_not_downloaded(hub: Path, project: Path, repository: Path) -> None:
+    make_pipeline(repository, family="sd3")
+    name = "diffusion_pytorch_model"
+    for component in ("transformer", "vae"):
+        shutil.copy(repository / f"{component}/{name}.safetensors", repository / f"{component}/{name}.bf16.safetensors")
+    weights = repository / "transformer" / f"{name}.safetensors"
+    shutil.copy(weights, weights.with_name(f"{name}.fp16.safetensors"))
+    said: list[str] = []
+    folder = bring(Base(model="owner/tiny", variant="fp16", t5=False), project, said.append)
+    assert said == ["downloading the base owner/tiny"]
+    assert present(hub) == {
+        f"transformer/{name}.fp16.safetensors",
+        f"vae/{name}.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+    }
+    load(folder).load_denoiser()
+    assert find(Base(model="owner/tiny", variant="fp16", t5=False), project) == folder
+    assert find(Base(model="owner/tiny"), project) is None
+
+
+@pytest.mark.parametrize("place", [".", "vae"])
+def test_a_vae_from_the_hub(base: Path, hub: Path, project: Path, repository: Path, place: str) -> None:
+    other = make_pipeline(project / "other", seed=5)
+    shutil.copytree(other / "vae", repository / place)
+    shutil.copytree(base, project / "mine")
+    source = Base(model="mine", vae="owner/tiny")
+    assert find(source, project) is None
+    folder = bring(source, project)
+    assert base_digest(folder, ["vae"], md5_file) == base_digest(other, ["vae"], md5_file)
+    assert commits(source, project).vae == COMMIT
+    assert find(Base(model="mine", vae="owner/tiny", vae_commit=COMMIT), project) is not None
 
 
 def response(status: int) -> httpx2.Response:

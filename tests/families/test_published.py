@@ -67,25 +67,21 @@ def test_a_published_checkpoint_fits_its_configuration(name: str, tmp_path: Path
     content = read_json(single.CONFIGS / f"{name}.json")
     description = next(each for each in families.descriptions() if each.name == content["family"])
     names: dict[str, tuple[int, ...]] = {}
-    for component, (layout, prefix) in description.original.components.items():
+    theirs: dict[str, Any] = {
+        "unet": lambda state: unet_names(state, layers=2),
+        "transformer": mmdit_names,
+        "vae": vae_names,
+        "text_encoder_3": dict,
+    }
+    for component, (renamed, prefix) in description.original.components.items():
         module = network(name, component, tmp_path)
         state = {key: tensor for key, tensor in module.state_dict().items() if key != "encoder.embed_tokens.weight"}
-        if layout == "clip" and component == "text_encoder":
+        if component == "text_encoder":
             state.pop("text_projection.weight", None)
-        rename: dict[str, Any] = {
-            "ldm-unet": lambda state: unet_names(state, layers=2),
-            "ldm-vae": vae_names,
-            "clip": clip_names,
-            "openclip": openclip_names,
-            "mmdit": mmdit_names,
-            "t5": dict,
-        }
-        theirs = rename[layout](state)
-        tensors = {f"{prefix}{key}": tensor for key, tensor in theirs.items()}
+        usual = openclip_names if prefix.endswith(".model.") else clip_names
+        tensors = {f"{prefix}{key}": tensor for key, tensor in theirs.get(component, usual)(state).items()}
         names |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        found = convert._fitted(
-            convert.LAYOUTS[layout](tensors, prefix, module), module, component, description, tmp_path
-        )
+        found = convert._fitted(renamed(tensors, prefix, module), module, component, description, tmp_path)
         assert {key: tensor.shape for key, tensor in found.items()}.items() >= {
             key: tensor.shape for key, tensor in state.items()
         }.items()

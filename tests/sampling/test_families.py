@@ -104,6 +104,7 @@ def test_weights_and_long_prompts(base: Path) -> None:
     assert np.array_equal(before, ours(pipeline, family, "a (cat:1.0)"))
     assert not np.array_equal(before, ours(pipeline, family, "a (cat:2)"))
     assert not np.array_equal(before, ours(pipeline, family, "a cat", negative="(dark:1.5)"))
+    assert ours(pipeline, family, scheduler="dpm++").shape == (48, 64, 3)
     long = "a very long prompt " * 8
     assert text.chunks([(long, 1.0)]) == 2
     condition = text.weigh([(long, 1.0)], 2)
