@@ -17,6 +17,7 @@ anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -83,3 +84,8 @@ class UsageError(SdbuildError):
     """A command was called wrongly."""
 
     exit_code = 3
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether there was no room for what was written, on the disk or in the user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

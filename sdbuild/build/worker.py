@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.build.project import Project, write_atomic
-from sdbuild.errors import InputError, SdbuildError, StepError, UsageError
+from sdbuild.errors import InputError, SdbuildError, StepError, UsageError, disk_full
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
@@ -186,10 +186,21 @@ def _answer(project: Project, name: str, emit: Emit) -> Mapping[str, Any]:
         return {"event": "failed", "kind": "Interrupted", "message": "stopped"}
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, OSError) and disk_full(error):
+            return {"event": "failed", "kind": "StepError", "message": f"{name}: {_no_room(project, error)}"}
         where = project.log(name).relative_to(project.root)
         word = f"{name} failed: {type(error).__name__}: {_first_line(error)}; the whole story is in {where}"
         return {"event": "failed", "kind": "StepError", "message": word}
     return {"event": "done", "total": items.total, "computed": items.computed}
+
+
+def _no_room(project: Project, error: OSError) -> str:
+    what = f"{error.filename}: " if error.filename else ""
+    free = shutil.disk_usage(project.private).free >> 20
+    return (
+        f"{what}{error.strerror} ({free} MiB free in {project.private.name}); what was built before is in place\n"
+        "make room (`sdbuild gc` says what can go) and run doit again"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -37,12 +37,19 @@ OPTIONAL: Mapping[str, Any] = {
     "lines": False,
     "tags": None,
     "weight": None,
+    "rising_loss": 3.0,
+    "validate_every": None,
+    "patience": None,
 }
 """Settings that specs have only where a recipe sets them, so that what was built before they existed stays fresh."""
 
 
 def _set(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: section[key] for key in keys if section.get(key, OPTIONAL[key]) != OPTIONAL[key]}
+
+
+def _as_set(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in OPTIONAL or value != OPTIONAL[key]}
 
 
 def _where_masks_are(dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
                 {"repeats": data["repeats"], **_set(data, "weight", "tags"), **_mask_minimum(data)} for data in datasets
             ],
             "method": method,
-            "train": train,
+            "train": _as_set(train),
             **(encoding if trains_text else {}),
         },
         deps=(Dep(path=captions_file, viewed=True), Dep(path=f"{folder}/latents"), *text),

@@ -32,6 +32,7 @@ from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
 from sdbuild.training.schedules import rate_at
+from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
 from sdbuild.training.tensorfile import content_digest, write_tensors
 from sdbuild.training.validation import Validation
@@ -80,7 +81,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if objective.prediction != schedule.prediction_type:
         learned, own = (NAMES[kind] for kind in (objective.prediction, schedule.prediction_type))
         context.warn(f"the base predicts {own} and learns to predict {learned}; samplers must be set to {learned}")
-    with _reproducible(device):
+    with memory_told(spec), _reproducible(device):
         model = _model(family, spec, data, inputs, device)
         dtype = DTYPES[settings.precision]
         parts: dict[str, Any] = {
@@ -220,10 +221,11 @@ def _train(
         names_of=batches.names,
         seed=settings.seed,
         clip=settings.clip,
+        rising_loss=settings.rising_loss,
     )
     checkpoints = Checkpoints(
         folder=context.scratch,
-        identity=metadata.canonical_digest([spec, data.digest]),
+        identity=metadata.canonical_digest([_deciding(spec), data.digest]),
         every=settings.checkpoint_every,
         warn=context.warn,
     )
@@ -231,6 +233,11 @@ def _train(
     train(plan, state, checkpoints, context.progress)
     adapter.train(False)
     return state
+
+
+def _deciding(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out of a spec what only says when to give up, so that a training goes on with another limit."""
+    return {**spec, "train": {key: value for key, value in spec["train"].items() if key != "rising_loss"}}
 
 
 def _rate_of(settings: Train) -> Callable[[int], float]:

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sdbuild.errors import StepError, disk_full
 from sdbuild.training.tensorfile import content_digest, write_tensors
 
 FORMAT = 2
@@ -57,8 +58,17 @@ class Checkpoints:
             return False
         return time.monotonic() - self._ended >= self._cost / SHARE
 
+    @property
+    def kept(self) -> str:
+        """What is left when the training ends early, for messages."""
+        return f"the state after step {self.saved} is kept" if self.saved else "no state was saved yet"
+
     def save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint and drop all but the newest two."""
+        """Write a checkpoint and drop all but the newest two.
+
+        Raises:
+            StepError: the disk is full; the checkpoints before are as they were.
+        """
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         header = {
@@ -69,7 +79,15 @@ class Checkpoints:
             "values": snapshot.values,
         }
         path = self.folder / f"step-{snapshot.step:09d}.safetensors"
-        write_tensors(path, snapshot.tensors, {"sdbuild": json.dumps(header)})
+        try:
+            write_tensors(path, snapshot.tensors, {"sdbuild": json.dumps(header)})
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise StepError(
+                f"no room for a checkpoint of {_mebibytes(snapshot)} MiB after step {snapshot.step}: {error.strerror}; "
+                f"{self.kept}\nmake room (`sdbuild gc` says what can go), then doit goes on from there"
+            ) from error
         for old in self._paths()[KEPT:]:
             old.unlink()
         self.saved = snapshot.step
@@ -87,18 +105,26 @@ class Checkpoints:
                 if header["format"] != FORMAT:
                     self.warn(f"{path.name} was written by another version of sdbuild and is not used")
                 elif header["digest"] != content_digest(tensors):
-                    self.warn(f"{path.name} is damaged and is not used; going on from the checkpoint before it")
+                    self._tell_damaged(path)
                 else:
                     self.saved = header["step"]
                     return Snapshot(step=header["step"], tensors=tensors, values=header["values"])
             except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-                self.warn(f"{path.name} is damaged and is not used; going on from the checkpoint before it")
+                self._tell_damaged(path)
             path.unlink(missing_ok=True)
         return None
+
+    def _tell_damaged(self, path: Path) -> None:
+        others = "the checkpoint before it" if path != self._paths()[-1] else "the beginning"
+        self.warn(f"{path.name} is damaged and is not used; going on from {others}")
 
     def _paths(self) -> list[Path]:
         """Newest first."""
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _mebibytes(snapshot: Snapshot) -> int:
+    return -(-sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values()) // (1 << 20))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from sdbuild.data.sampler import derive
 from sdbuild.errors import StepError
 from sdbuild.training.checkpoint import Checkpoints
+from sdbuild.training.guard import BrokenDownError, Guard
 from sdbuild.training.optimizers import set_rate
 from sdbuild.training.state import TrainingState
 
@@ -48,13 +49,15 @@ class Plan:
     """What to call a step's records in a message."""
     seed: int
     clip: float | None
+    rising_loss: float | None = None
+    """See `Guard.rise`."""
 
 
 def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: Progress) -> None:
     """Train `state` to the plan's last step, from the newest checkpoint.
 
     Raises:
-        StepError: a loss is not finite; the checkpoint before it is kept.
+        StepError: a loss is not finite or has risen; the checkpoint before it is kept. Or the disk is full.
         KeyboardInterrupt: the user stopped it; the state was saved.
     """
     snapshot = checkpoints.load()
@@ -62,13 +65,16 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         state.restore(snapshot)
     clock = Clock(state.seconds)
     report = Report(progress=progress, total=plan.steps)
-    pending = Pending(plan=plan, state=state)
+    guard = Guard(steps=plan.steps, rise=plan.rising_loss, clip=plan.clip, rate_of=plan.rate_of, names_of=plan.names_of)
+    pending = Pending(guard=guard, state=state)
     limit = math.inf if plan.clip is None else plan.clip
     parameters = [parameter for _, parameter in state.adapter.parameters()]
     try:
         while True:
-            if checkpoints.due(state.step) or (state.step == plan.steps and checkpoints.saved != plan.steps):
+            due, last = checkpoints.due(state.step), state.step == plan.steps and checkpoints.saved != plan.steps
+            if due or last:
                 pending.settle()
+            if last or (due and not guard.doubtful(state.losses)):
                 state.seconds = clock.seconds
                 checkpoints.save(state.snapshot())
             report(state)
@@ -95,6 +101,8 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         if checkpoints.saved != state.step:
             checkpoints.save(state.snapshot())
         raise
+    except BrokenDownError as error:
+        raise StepError(f"{error}\n{checkpoints.kept}") from None
 
 
 def accumulate(batches: Iterator[Tensor], records: int) -> Tensor:
@@ -141,36 +149,21 @@ class Report:
 class Pending:
     """Losses that the device may still be computing: read one step late, so that it never waits for the processor."""
 
-    plan: Plan
+    guard: Guard
     state: TrainingState
-    _steps: list[tuple[int, Tensor]] = field(default_factory=list)
+    _steps: list[Tensor] = field(default_factory=list)
 
     def add(self, losses: Tensor, norm: Tensor) -> None:
         """Note the step just taken."""
-        self._steps.append((self.state.step, torch.cat([losses.mean().view(1), norm.view(1), losses])))
+        self._steps.append(torch.cat([losses.mean().view(1), norm.view(1), losses]))
 
     def settle(self, keep: int = 0) -> None:
-        """Read all but the newest `keep` into the state's losses; `StepError` if one is not finite."""
+        """Read all but the newest `keep` into the state's losses; `BrokenDownError` if one is not as it should be."""
         with uninterrupted():
             while len(self._steps) > keep:
-                step, figures = self._steps.pop(0)
-                mean, norm, *losses = figures.tolist()
-                if not (math.isfinite(mean) and math.isfinite(norm)):
-                    self._steps.clear()
-                    raise StepError(self._message(step, mean, losses))
+                mean, norm, *records = self._steps.pop(0).tolist()
                 self.state.losses.append(mean)
-
-    def _message(self, step: int, mean: float, losses: Sequence[float]) -> str:
-        names = self.plan.names_of(step)
-        bad = [name for name, loss in zip(names, losses, strict=True) if not math.isfinite(loss)]
-        what = f"the loss is {mean}" if bad else "the gradient is not finite"
-        named = bad or list(names)
-        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
-        return (
-            f"training broke down at step {step + 1} of {self.plan.steps}: {what} for {shown}\n"
-            f"lower train.learning_rate ({self.plan.rate_of(step):g} there), lengthen train.warmup, set train.clip, "
-            "or look at these pictures"
-        )
+                self.guard.check(self.state.losses, norm, records)
 
 
 @contextmanager

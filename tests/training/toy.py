@@ -142,6 +142,7 @@ def begin(settings: Train) -> tuple[Plan, TrainingState, Factors]:
         names_of=batches.names,
         seed=settings.seed,
         clip=settings.clip,
+        rising_loss=settings.rising_loss,
     )
     return plan, state, factors
 

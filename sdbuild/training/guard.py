@@ -1,0 +1,84 @@
+"""A watch on the loss: a training that breaks down stops with a word, and its last good state is kept."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sdbuild.errors import StepError
+
+WINDOW = 100
+"""Steps whose mean loss is compared: single losses differ by their timesteps a hundred times over."""
+RECENT = 10
+"""Steps whose mean loss decides whether a state is good enough to be kept as the last one."""
+
+
+class BrokenDownError(StepError):
+    """The loss is not what it should be; the message names step, pictures and setting."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Guard:
+    """Looks at each step's loss, by what was lost so far alone, so that a resumed training stops where any would."""
+
+    steps: int
+    """Of the whole training."""
+    rise: float | None
+    """How many times the mean loss of the first steps is too much; None for no limit.
+
+    An adapter begins as nothing, so the first steps' loss is about that of the base alone.
+    """
+    clip: float | None
+    rate_of: Callable[[int], float]
+    names_of: Callable[[int], Sequence[str]]
+    _records: deque[tuple[int, list[float]]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def check(self, losses: Sequence[float], norm: float, records: list[float]) -> None:
+        """Look at the last of all steps: its mean is the last of `losses`, of its `records`.
+
+        Raises:
+            StepError: loss or gradient is not finite, or the loss has risen too far.
+        """
+        step, mean = len(losses) - 1, losses[-1]
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            bad = [name for name, loss in zip(self.names_of(step), records, strict=True) if not math.isfinite(loss)]
+            what = f"the loss is {mean}" if bad else "the gradient is not finite"
+            raise self._broken(step, f"{what} for {_listed(bad or self.names_of(step))}")
+        self._records.append((step, records))
+        if self.rise is not None and len(losses) >= 2 * WINDOW:
+            first, last = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
+            if last > self.rise * first:
+                what = (
+                    f"the mean loss of the last {WINDOW} steps is {last:.3g}, {last / first:.3g} times that of the "
+                    f"first {WINDOW}, {first:.3g}; it is highest for {_listed(self._worst())}"
+                )
+                raise self._broken(step, what, "; train.rising_loss: null goes on all the same")
+
+    def doubtful(self, losses: Sequence[float]) -> bool:
+        """Whether the loss may have begun to rise, so that this state should not take the place of a good one."""
+        if self.rise is None or len(losses) < WINDOW + RECENT:
+            return False
+        return sum(losses[-RECENT:]) / RECENT > self.rise * sum(losses[:WINDOW]) / WINDOW
+
+    def _broken(self, step: int, what: str, otherwise: str = "") -> BrokenDownError:
+        clip = "set train.clip" if self.clip is None else f"lower train.clip ({self.clip:g})"
+        return BrokenDownError(
+            f"training broke down at step {step + 1} of {self.steps}: {what}\n"
+            f"lower train.learning_rate ({self.rate_of(step):g} there), lengthen train.warmup, {clip}, "
+            f"or look at these pictures{otherwise}"
+        )
+
+    def _worst(self) -> list[str]:
+        """Records of the last steps, from the highest mean loss down."""
+        seen: dict[str, list[float]] = {}
+        for step, records in self._records:
+            for name, loss in zip(self.names_of(step), records, strict=True):
+                seen.setdefault(name, []).append(loss)
+        return sorted(seen, key=lambda name: -sum(seen[name]) / len(seen[name]))
+
+
+def _listed(names: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:3]) + (f" and {len(unique) - 3} more" if len(unique) > 3 else "")

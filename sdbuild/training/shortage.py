@@ -1,0 +1,53 @@
+"""Memory that runs out in a training, told with what helps."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sdbuild.errors import StepError
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+"""In errors of torch's allocators, of cuBLAS and of bitsandbytes, which have no class of their own."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _WORDS)
+
+
+@contextmanager
+def memory_told(spec: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what allocators raise within into one message with the remedies that a train step's spec leaves."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        reason = textwrap.shorten(str(error), 160, placeholder=" …")
+        remedies = "\n".join(f"  {remedy}" for remedy in remedies_of(spec))
+        said = f": {reason}" if reason else ""
+        raise StepError(f"training ran out of memory{said}\nwhat helps, from the cheapest on:\n{remedies}") from error
+
+
+def remedies_of(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what takes less memory than a train step's spec: first what leaves the result alone, then what does not."""
+    train, method = spec["train"], spec["method"]
+    batch, times = train["batch"], train["accumulate"]
+    if batch > 1:
+        half = next(part for part in range(batch // 2, 0, -1) if batch % part == 0)
+        more = times * batch // half
+        yield f"train.batch: {half} with train.accumulate: {more} (the same result in a little more time)"
+    if train["precision"] == "float32":
+        yield "train.precision: bfloat16 (half of the base's memory, and nearly the same result)"
+    if method.get("text_encoder"):
+        yield "method.text_encoder: false (its outputs are then computed once, before the training)"
+    if train["optimizer"] == "adamw":
+        yield "train.optimizer: adamw-8bit (a quarter of the optimizer's memory, which matters where the rank is high)"
+    if train["ema"] is not None:
+        yield "train.ema: null (one copy of the adapter less)"
+    yield "images.resolution: a smaller one (less detail; latents are made again)"
+    if method.get("rank", 1) > 1 or method.get("targets") != "attention":
+        yield "method.targets: attention, or a smaller method.rank (an adapter that can learn less)"

@@ -1,0 +1,128 @@
+"""Trainings that go wrong: one word with step, picture and setting, and the last good state is kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdbuild.errors import StepError
+from sdbuild.training.guard import WINDOW
+from sdbuild.training.shortage import memory_told, remedies_of
+from tests.training import toy
+from tests.training.material import make_spec
+
+RISING: dict[str, Any] = {"steps": 300, "learning_rate": 0.1, "warmup": 299, "checkpoint_every": 40}
+"""Well-behaved at first; then the rate becomes too much."""
+
+
+@pytest.fixture(autouse=True)
+def all_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of the toy are so quick that checkpoints would be put off."""
+    monkeypatch.setattr("sdbuild.training.checkpoint.SHARE", 1e9)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def test_a_rising_loss_stops_and_the_last_good_state_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(StepError) as caught:
+        toy.run(tmp_path / "run", toy.settings_of(**RISING))
+    what, remedy, kept = str(caught.value).splitlines()
+    assert what.startswith("training broke down at step ")
+    step = int(what.split()[5])
+    assert 2 * WINDOW <= step < 300
+    assert f"of 300: the mean loss of the last {WINDOW} steps is " in what
+    assert any(f"highest for '' ({name})" in what for name in map(str, range(6)))
+    assert remedy.startswith(f"lower train.learning_rate ({0.1 * step / 300:g} there), lengthen train.warmup")
+    newest = checkpoints(tmp_path / "run")[-1]
+    losses = load_file(newest)["losses"]
+    assert kept == f"the state after step {len(losses)} is kept"
+    assert losses[-10:].mean() <= 3 * losses[:WINDOW].mean(), "a state that had broken down took a good one's place"
+
+    # Begun anew from that state, it stops at the same step with the same word.
+    with pytest.raises(StepError) as again:
+        toy.run(tmp_path / "run", toy.settings_of(**RISING))
+    assert str(again.value).splitlines()[0].split(";")[0] == what.split(";")[0]
+
+    # Without a limit it goes on from there, and it is the limit alone that stopped it.
+    state = toy.run(tmp_path / "run", toy.settings_of(**RISING, rising_loss=None))
+    assert state.computed == 300 - len(losses)
+    whole = toy.run(tmp_path / "whole", toy.settings_of(**RISING, rising_loss=None))
+    assert whole.losses == state.losses
+
+
+def test_a_gradient_that_is_not_finite_stops(tmp_path: Path) -> None:
+    settings = toy.settings_of(steps=300, optimizer="sgd", learning_rate=10.0, warmup=299, clip=None)
+    with pytest.raises(StepError) as caught:
+        toy.run(tmp_path, settings)
+    what, remedy, kept = str(caught.value).splitlines()
+    assert "is not finite for '' (" in what or "the loss is" in what
+    assert "set train.clip" in remedy
+    newest = checkpoints(tmp_path)[-1]
+    assert kept == f"the state after step {int(newest.stem.split('-')[1])} is kept"
+    assert all(tensor.isfinite().all() for tensor in load_file(newest).values())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, flushed = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if len(flushed) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StepError) as caught:
+            toy.run(tmp_path / "full", toy.settings_of())
+    assert str(caught.value) == (
+        "no room for a checkpoint of 1 MiB after step 6: No space left on device; the state after step 4 is kept\n"
+        "make room (`sdbuild gc` says what can go), then doit goes on from there"
+    )
+    assert [path.name for path in (tmp_path / "full").iterdir() if ".tmp" in path.name] == []
+    state = toy.run(tmp_path / "full", toy.settings_of())
+    assert state.computed == 6
+    assert state.losses == toy.run(tmp_path / "whole", toy.settings_of()).losses
+
+
+def test_a_damaged_checkpoint_without_a_predecessor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy.run(tmp_path, toy.settings_of(steps=2))
+    (only,) = checkpoints(tmp_path)
+    only.write_bytes(only.read_bytes()[:-7])
+    assert toy.run(tmp_path, toy.settings_of(steps=2)).computed == 2
+    assert capsys.readouterr().out == f"{only.name} is damaged and is not used; going on from the beginning\n"
+
+
+def test_memory_that_runs_out_names_remedies_from_the_cheapest_on() -> None:
+    spec = make_spec(batch=6, accumulate=2, ema={})
+    with pytest.raises(StepError) as caught, memory_told(spec):
+        torch.empty(1 << 60)
+    first, second, *remedies = str(caught.value).splitlines()
+    assert first.startswith("training ran out of memory: ")
+    assert second == "what helps, from the cheapest on:"
+    assert remedies[0] == "  train.batch: 3 with train.accumulate: 4 (the same result in a little more time)"
+    assert [remedy.split(":")[0].strip() for remedy in remedies[1:]] == [
+        "train.precision",
+        "train.optimizer",
+        "train.ema",
+        "images.resolution",
+        "method.targets",
+    ]
+    with pytest.raises(StepError, match="CUDA out of memory"), memory_told(spec):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(RuntimeError, match="shapes"), memory_told(spec):
+        raise RuntimeError("shapes do not go together")
+
+
+def test_remedies_that_are_taken_are_not_named_again() -> None:
+    method = {"rank": 1, "targets": "attention"}
+    spec = make_spec(method=method, batch=1, precision="bfloat16", optimizer="adamw-8bit")
+    assert [remedy.split(":")[0] for remedy in remedies_of(spec)] == ["images.resolution"]
