@@ -140,20 +140,35 @@ def _sd2(noise: dict[str, Any]) -> Any:
     )
 
 
-def _sdxl(noise: dict[str, Any]) -> Any:
-    from diffusers import StableDiffusionXLPipeline
-
-    first, second = _tokenizer(77), _tokenizer(77, pad="!")
-    unet = _unet(
+def _unet_xl(width: int, numbers: int) -> Any:
+    return _unet(
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
+        cross_attention_dim=width,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 24,
+        projection_class_embeddings_input_dim=numbers * 8 + 24,
     )
+
+
+def make_refiner(folder: Path, *, seed: int = 0) -> Path:
+    """Write the part of a refiner for sdxl that pictures are finished with; return the folder."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _unet_xl(32, 5).save_pretrained(folder / "unet")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLImg2ImgPipeline"}\n')
+    return folder
+
+
+def _sdxl(noise: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    first, second = _tokenizer(77), _tokenizer(77, pad="!")
+    unet = _unet_xl(64, 6)
     return StableDiffusionXLPipeline(
         unet=unet,
         vae=_vae(scaling_factor=0.13025),

@@ -47,7 +47,12 @@ class Compiled:
             if base not in brought:
                 folder = sources.bring(base, self._project.root, say)
                 commits = sources.commits(base, self._project.root)
-                pinned = replace(base, commit=commits.model or base.commit, vae_commit=commits.vae or base.vae_commit)
+                pinned = replace(
+                    base,
+                    commit=commits.model or base.commit,
+                    vae_commit=commits.vae or base.vae_commit,
+                    refiner_commit=commits.refiner or base.refiner_commit,
+                )
                 brought[base] = pinned, sources.problems(base, folder)
             self._bases[name], found = brought[base]
             wrong += [replace(problem, file=f"recipes/{group_of(name)}.yaml") for problem in found]
@@ -85,7 +90,7 @@ class Compiled:
     def _base(self, name: str, base: Mapping[str, Any]) -> Base:
         """The base of a recipe; what comes from a hub stays at the commit that was resolved first."""
         asked = Base.of(base)
-        if not any(is_hub_id(model) for model in (asked.model, asked.vae) if model is not None):
+        if not any(is_hub_id(model) for model in (asked.model, asked.vae, asked.refiner) if model is not None):
             return asked
         try:
             known = Base.of(json.loads((self._project.root / f"build/{name}/recipe.json").read_bytes())["base"])
@@ -93,4 +98,6 @@ class Compiled:
             return asked
         if (known.model, known.revision) == (asked.model, asked.revision):
             asked = replace(asked, commit=known.commit)
-        return replace(asked, vae_commit=known.vae_commit) if known.vae == asked.vae else asked
+        if known.vae == asked.vae:
+            asked = replace(asked, vae_commit=known.vae_commit)
+        return replace(asked, refiner_commit=known.refiner_commit) if known.refiner == asked.refiner else asked

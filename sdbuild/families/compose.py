@@ -13,43 +13,49 @@ from sdbuild.errors import DataError
 from sdbuild.families.layout import INDEX, SUFFIXES, is_variant, read_json
 
 
-def composed(folder: Path, private: Path, *, vae: Path | None, variant: str | None, without: Sequence[str]) -> Path:
+def composed(
+    folder: Path, private: Path, *, parts: Mapping[str, Path], variant: str | None, without: Sequence[str]
+) -> Path:
     """Return a folder that holds a base with some parts exchanged or left out.
 
     Args:
         folder: of the base.
         private: where such folders lie.
-        vae: folder of another VAE.
+        parts: folders in place of the base's own, or beside them.
         variant: mark of the copies of the weights to take, where a component has them.
         without: components to leave out.
 
     Raises:
         DataError: no component has that variant.
     """
-    links = dict(_links(folder, vae, variant, without))
+    links = dict(_links(folder, parts, variant, without))
     texts = {INDEX: _index(folder, without)} if without else {}
     if variant is not None:
         if not any(_marked(file, variant) for file in folder.rglob("*.safetensors")):
             raise DataError(f"base.variant: {folder.name} has no copies of its weights called {variant}; remove it")
         texts |= {place: _unmarked(source, variant) for place, source in links.items() if ".index." in source.name}
     links = {place: source for place, source in links.items() if place not in texts}
-    named = json.dumps([str(folder), str(vae), variant, sorted(without)])
+    named = json.dumps(
+        [str(folder), sorted((name, str(place)) for name, place in parts.items()), variant, sorted(without)]
+    )
     target = private / f"of-{hashlib.sha256(named.encode()).hexdigest()[:16]}"
     if not _is_as_wanted(target, links, texts):
         _make(target, links, texts)
     return target
 
 
-def _links(folder: Path, vae: Path | None, variant: str | None, without: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def _links(
+    folder: Path, parts: Mapping[str, Path], variant: str | None, without: Sequence[str]
+) -> Iterator[tuple[str, Path]]:
     """Place in the new folder and source of each file."""
     for name in sorted(os.listdir(folder)):
         place = folder / name
-        if place.is_file():
-            if name.endswith(SUFFIXES):
-                yield name, place
-        elif name not in without:
-            source = vae if name == "vae" and vae is not None else place
-            yield from ((f"{name}/{own}", file) for own, file in _files(source, variant))
+        if place.is_file() and name.endswith(SUFFIXES):
+            yield name, place
+        elif place.is_dir() and name not in without and name not in parts:
+            yield from ((f"{name}/{own}", file) for own, file in _files(place, variant))
+    for name, place in parts.items():
+        yield from ((f"{name}/{own}", file) for own, file in _files(place, variant))
 
 
 def _files(component: Path, variant: str | None) -> Iterator[tuple[str, Path]]:

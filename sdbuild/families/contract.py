@@ -22,7 +22,7 @@ Component = Literal["unet", "transformer", "text_encoder", "text_encoder_2", "te
 Words = Sequence[tuple[str, float]]
 """A prompt in pieces, each with its weight."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types that networks compute in, by the names that specs use."""
 
 
@@ -189,6 +189,9 @@ class Family(Protocol):
 
     def scale(self, latent: Tensor) -> Tensor:
         """Return what the denoiser works on from an unscaled latent; loads no weights."""
+
+    def refiner(self, pipeline: Any) -> Any:
+        """The pipeline that goes on from a picture's latents where the base's ends, sharing its parts; or None."""
 
     def text_of(self, pipeline: Any) -> TextEncoder:
         """The text encoders of a pipeline, with whatever was injected into them."""

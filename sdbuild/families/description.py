@@ -44,6 +44,8 @@ class Description:
     """Tells bases of one pipeline class apart, from the configurations of their components by name."""
     geometry: bool = False
     """Whether the size of a picture and its crop are conditions."""
+    refinable: bool = False
+    """Whether a second model may finish its pictures."""
     original: Original
 
     def components(self, parts: Iterable[Part], there: Iterable[str]) -> tuple[str, ...]:

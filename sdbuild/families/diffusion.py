@@ -115,6 +115,10 @@ class DiffusionFamily:
         """Components of the pipeline besides denoiser, VAE and scheduler."""
         raise NotImplementedError
 
+    def refiner(self, pipeline: Any) -> Any:
+        """The pipeline that finishes pictures; None without one."""
+        return None
+
     def text_of(self, pipeline: Any) -> TextEncoder:
         """The text encoders of a pipeline, adapters included, as those of `load_text`."""
         raise NotImplementedError

@@ -13,7 +13,8 @@ from sdbuild.families.layout import INDEX, SUFFIXES, VARIANTS, lacking, read_lay
 
 T5 = ("text_encoder_3", "tokenizer_3")
 """Components that are not downloaded where a recipe leaves T5 out."""
-VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors*", "vae/config.json", "vae/*.safetensors*")
+VAE = (".", "vae")
+"""Where a repository has its VAE."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -59,18 +60,29 @@ def download(model: str, revision: str | None, *, variant: str | None = None, t5
 
 def download_vae(model: str, revision: str | None) -> Path:
     """Download a VAE; as `download`."""
-    snapshot = _download(model, revision, list(VAE_FILES), list(_marks(VARIANTS)))
-    folder = vae_folder(model, commit_of(snapshot))
+    return _download_part(model, revision, VAE, "vae")
+
+
+def download_refiner(model: str, revision: str | None) -> Path:
+    """Download a refiner's UNet; as `download`."""
+    return _download_part(model, revision, ("unet",), "refiner")
+
+
+def _download_part(model: str, revision: str | None, places: Sequence[str], what: str) -> Path:
+    ends = ("config.json", "diffusion_pytorch_model*.safetensors*")
+    patterns = [end if place == "." else f"{place}/{end}" for place in places for end in ends]
+    folder = part_folder(model, commit_of(_download(model, revision, patterns, list(_marks(VARIANTS)))), places)
     if folder is None:
-        raise DataError(f"base.vae {model}: the repository has no config.json with safetensors beside it; name another")
+        message = f"base.{what} {model}: the repository has no config.json with safetensors beside it; name another"
+        raise DataError(message)
     return folder
 
 
-def vae_folder(model: str, revision: str | None) -> Path | None:
-    """Folder of a VAE in the local cache: a repository's top, or its `vae`; None if it is not whole there."""
+def part_folder(model: str, revision: str | None, places: Sequence[str]) -> Path | None:
+    """Folder of a component in the local cache, the first of some places; None if it is not whole there."""
     found = snapshot(model, revision)
-    places = [] if found is None else [found, found / "vae"]
-    return next((place for place in places if not lacking(place, ["."])), None)
+    folders = [] if found is None else [found / place for place in places]
+    return next((folder for folder in folders if not lacking(folder, ["."])), None)
 
 
 def commit_of(folder: Path | None) -> str | None:

@@ -43,6 +43,7 @@ DESCRIPTION = Description(
         "schedule": ("scheduler",),
     },
     geometry=True,
+    refinable=True,
     original=Original(
         marks=(
             "model.diffusion_model.label_emb.0.0.weight",
@@ -116,6 +117,27 @@ class StableDiffusionXL(DiffusionFamily):
             "force_zeros_for_empty_prompt": self.zeros_for_empty,
             "add_watermarker": False,
         }
+
+    def refiner(self, pipeline: Any) -> Any:
+        """The pipeline that finishes pictures, with the base's VAE and second text encoder; None without one."""
+        if not (self.folder / "refiner").is_dir():
+            return None
+        from diffusers import StableDiffusionXLImg2ImgPipeline
+
+        refiner = StableDiffusionXLImg2ImgPipeline(
+            vae=pipeline.vae,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=pipeline.text_encoder_2,
+            tokenizer_2=pipeline.tokenizer_2,
+            unet=self.network("UNet2DConditionModel", "refiner/unet", pipeline.unet.dtype, str(pipeline.device)),
+            scheduler=pipeline.scheduler,
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=self.zeros_for_empty,
+            add_watermarker=False,
+        )
+        refiner.set_progress_bar_config(disable=True)
+        return refiner
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,14 @@ class Source(Protocol):
         """Commit that a VAE's hub id was resolved to."""
 
     @property
+    def refiner(self) -> str | None:
+        """Model that finishes pictures: hub id or folder."""
+
+    @property
+    def refiner_commit(self) -> str | None:
+        """Commit that a refiner's hub id was resolved to."""
+
+    @property
     def config(self) -> str | None:
         """Folder of configurations for a single file."""
 
@@ -65,6 +73,7 @@ class Commits:
 
     model: str | None
     vae: str | None
+    refiner: str | None
 
 
 def find(source: Source, project: Path) -> Path | None:
@@ -77,10 +86,12 @@ def find(source: Source, project: Path) -> Path | None:
         DataError: there is no such base, or it is not what the recipe says it is.
     """
     folder = _main(source, project)
-    vae = None if folder is None else _vae(source, project, folder)
-    if folder is None or (source.vae is not None and vae is None):
+    if folder is None:
         return None
-    return _composed(source, folder, vae, project)
+    vae, refiner = _vae(source, project, folder), _refiner(source, project)
+    if (vae is None) != (source.vae is None) or (refiner is None) != (source.refiner is None):
+        return None
+    return _composed(source, folder, vae, refiner, project)
 
 
 def bring(source: Source, project: Path, say: Callable[[str], None] = lambda message: None) -> Path:
@@ -104,6 +115,9 @@ def bring(source: Source, project: Path, say: Callable[[str], None] = lambda mes
         else:
             say(f"converting the VAE {source.vae}")
             single.convert_vae(project / source.vae, folder, _private(project))
+    if source.refiner is not None and _refiner(source, project) is None:
+        say(f"downloading the refiner {source.refiner}")
+        hub.download_refiner(source.refiner, source.refiner_commit)
     found = find(source, project)
     assert found is not None, source
     return found
@@ -113,10 +127,14 @@ def commits(source: Source, project: Path) -> Commits:
     """The commits at which a base that was brought lies in the hub's cache."""
     found = {
         name: hub.commit_of(hub.snapshot(model, revision))
-        for name, model, revision in (("model", source.model, source.wanted), ("vae", source.vae, source.vae_commit))
+        for name, model, revision in (
+            ("model", source.model, source.wanted),
+            ("vae", source.vae, source.vae_commit),
+            ("refiner", source.refiner, source.refiner_commit),
+        )
         if model is not None and is_hub_id(model) and not (project / model).is_dir()
     }
-    return Commits(model=found.get("model"), vae=found.get("vae"))
+    return Commits(**{name: found.get(name) for name in ("model", "vae", "refiner")})
 
 
 def problems(source: Source, folder: Path) -> list[Problem]:
@@ -131,6 +149,8 @@ def problems(source: Source, folder: Path) -> list[Problem]:
         wrong("family", f"is {source.family}, but the base is {described.title} ({described.name}); mend or remove it")
     if not source.t5 and "text_encoder_3" not in described.classes:
         wrong("t5", f"{described.title} has no T5; remove it")
+    if source.refiner is not None and not described.refinable:
+        wrong("refiner", f"{described.title} has no refiner; remove it")
     predicts = source.prediction_type
     if predicts is not None:
         own = "flow" if "transformer" in described.classes else None
@@ -169,12 +189,24 @@ def _vae(source: Source, project: Path, base: Path) -> Path | None:
         return None
     place = place_of(source.vae, project)
     if place is None:
-        return hub.vae_folder(source.vae, source.vae_commit)
+        return hub.part_folder(source.vae, source.vae_commit, hub.VAE)
     if place.is_dir():
         return place if (place / "config.json").is_file() else place / "vae"
     if not place.is_file():
         raise DataError(f"base.vae {source.vae}: there is no such folder or file")
     return single.converted_vae(place, base, _private(project))
+
+
+def _refiner(source: Source, project: Path) -> Path | None:
+    """Folder of the refiner's UNet."""
+    if source.refiner is None:
+        return None
+    place = place_of(source.refiner, project)
+    if place is None:
+        return hub.part_folder(source.refiner, source.refiner_commit, ("unet",))
+    if not (place / "unet").is_dir():
+        raise DataError(f"base.refiner {source.refiner}: there is no folder unet")
+    return place / "unet"
 
 
 def _configurations(source: Source, project: Path) -> Path | None:
@@ -191,12 +223,12 @@ def _convert(source: Source, project: Path) -> Path:
     )
 
 
-def _composed(source: Source, folder: Path, vae: Path | None, project: Path) -> Path:
-    without = ("text_encoder_3", "tokenizer_3") if not source.t5 else ()
-    if vae is None and source.variant is None and not without:
+def _composed(source: Source, folder: Path, vae: Path | None, refiner: Path | None, project: Path) -> Path:
+    without: tuple[str, ...] = ()
+    if not source.t5:
+        index = json.loads((folder / INDEX).read_bytes()) if (folder / INDEX).is_file() else {}
+        without = tuple(name for name in hub.T5 if (index.get(name) or [None])[0] is not None)
+    parts = {name: place for name, place in (("vae", vae), ("refiner/unet", refiner)) if place is not None}
+    if not parts and source.variant is None and not without:
         return folder
-    index = json.loads((folder / INDEX).read_bytes()) if (folder / INDEX).is_file() else {}
-    gone = tuple(name for name in without if (index.get(name) or [None])[0] is not None)
-    if vae is None and source.variant is None and not gone:
-        return folder
-    return compose.composed(folder, _private(project), vae=vae, variant=source.variant, without=gone)
+    return compose.composed(folder, _private(project), parts=parts, variant=source.variant, without=without)

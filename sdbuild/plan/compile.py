@@ -153,12 +153,14 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         final=True,
     )
     if recipe["sample"] is not None:
+        refiner = ("refiner/unet",) if recipe["base"].get("refiner") else ()
+        sample = {key: value for key, value in recipe["sample"].items() if key != "refine_from" or refiner}
         yield step(
             "samples",
-            {"name": name, **recipe["sample"], "resolution": images["resolution"], "method": method, **encoding},
+            {"name": name, **sample, "resolution": images["resolution"], "method": method, **encoding},
             deps=(Dep(path=f"{folder}/adapter"),),
             outs=(Out(path=f"{folder}/samples"),),
             views=("base",),
-            components=("index", "denoiser", "schedule", "vae", "text"),
+            components=("index", "denoiser", "schedule", "vae", "text", *refiner),
             final=True,
         )

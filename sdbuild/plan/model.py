@@ -115,6 +115,8 @@ class Base:
     vae: str | None = None
     vae_commit: str | None = None
     """As `commit`, of a VAE that is a hub id."""
+    refiner: str | None = None
+    refiner_commit: str | None = None
     config: str | None = None
     prediction_type: str | None = None
     t5: bool = True

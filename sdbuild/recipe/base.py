@@ -24,6 +24,8 @@ class Base(Spec):
     """Model family; found out from the base, and checked if it stands here."""
     vae: Annotated[Text, AfterValidator(vae_model)] | None = None
     """VAE in place of the base's own: a hub id, a folder in diffusers' layout, or a `.safetensors` file."""
+    refiner: Annotated[Text, AfterValidator(base_model)] | None = None
+    """Stable Diffusion XL's refiner, which finishes the grid's pictures: a hub id or a folder in diffusers' layout."""
     config: Annotated[Text, AfterValidator(config_folder)] | None = None
     """Folder in diffusers' layout whose configurations a single file is read with; sdbuild carries the usual ones."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
@@ -44,6 +46,8 @@ class Base(Spec):
             yield "variant", f"{self.model!r} is a single file and has no variants; remove it"
         if self.config is not None and not single:
             yield "config", f"{self.model!r} is no single file and has its own configurations; remove it"
+        if self.refiner is not None and is_single_file(self.refiner):
+            yield "refiner", f"{self.refiner!r} is a single file; name a hub id or a folder in diffusers' layout"
         if is_pickle(self.model) and not self.allow_pickle:
             yield (
                 "model",

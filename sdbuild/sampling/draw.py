@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from sdbuild.families.contract import Family, TextEncoder
-from sdbuild.sampling.prompts import words
+from sdbuild.sampling.prompts import plain, words
 from sdbuild.sampling.schedulers import SCHEDULERS, make_scheduler
 
 ADAPTER = "adapter"
@@ -29,6 +29,8 @@ class Settings:
     negative: str
     width: int
     height: int
+    refine_from: float = 1.0
+    """Share of the steps after which a refiner goes on, where the base has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,27 +81,34 @@ def draw(pipeline: Any, family: Family, wanted: Sequence[Sample], settings: Sett
     """
     text = family.text_of(pipeline)
     pipeline.scheduler = make_scheduler(settings.scheduler, pipeline.scheduler.config)
+    refiner = family.refiner(pipeline)
     for sample in wanted:
         set_strength(pipeline, sample.strength)
-        result = pipeline(
-            **_said(sample.prompt, settings.negative, family, text),
-            width=settings.width,
-            height=settings.height,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=torch.Generator().manual_seed(sample.seed),
-        )
-        yield sample, result.images[0]
+        how = {
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+            "generator": torch.Generator().manual_seed(sample.seed),
+        }
+        said = _said(sample.prompt, settings.negative, family, text)
+        size = {"width": settings.width, "height": settings.height}
+        if refiner is None:
+            yield sample, pipeline(**said, **size, **how).images[0]
+            continue
+        split = settings.refine_from
+        latents = pipeline(**said, **size, **how, denoising_end=split, output_type="latent").images
+        # Schedulers keep the state of a run; the refiner's is as new.
+        refiner.scheduler = make_scheduler(settings.scheduler, pipeline.scheduler.config)
+        prompts = {"prompt": plain(sample.prompt), "negative_prompt": plain(settings.negative) or None}
+        yield sample, refiner(**prompts, image=latents, denoising_start=split, **how).images[0]
 
 
 def _said(prompt: str, negative: str, family: Family, text: TextEncoder) -> dict[str, Any]:
     """Arguments for the prompts: as they are where the pipeline reads them all, else as conditions."""
     wanted, unwanted = words(prompt), words(negative)
     chunks = max(text.chunks(wanted), text.chunks(unwanted))
-    plain = chunks == 1 and all(weight == 1 for _, weight in (*wanted, *unwanted))
-    if plain and family.clip_skip == 1:
-        prompts = ["".join(piece for piece, _ in pieces) for pieces in (wanted, unwanted)]
-        return {"prompt": prompts[0], "negative_prompt": prompts[1] or None}
+    weighed = any(weight != 1 for _, weight in (*wanted, *unwanted))
+    if chunks == 1 and not weighed and family.clip_skip == 1:
+        return {"prompt": plain(prompt), "negative_prompt": plain(negative) or None}
     condition, against = (text.weigh(pieces, chunks) for pieces in (wanted, unwanted))
     if family.zeros_for_empty and not unwanted:
         against = {name: torch.zeros_like(tensor) for name, tensor in against.items()}

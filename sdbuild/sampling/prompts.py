@@ -41,6 +41,11 @@ def words(prompt: str) -> list[tuple[str, float]]:
     return _merged(found[0])
 
 
+def plain(prompt: str) -> str:
+    """The prompt without its weights."""
+    return "".join(text for text, _ in words(prompt))
+
+
 def _merged(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
     merged: list[tuple[str, float]] = []
     for text, weight in pieces:

@@ -28,7 +28,10 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.adapter is not None
     side = spec["resolution"]
     settings = Settings(
-        width=side, height=side, **{key: spec[key] for key in ("scheduler", "steps", "guidance", "negative")}
+        width=side,
+        height=side,
+        refine_from=spec.get("refine_from", 1.0),
+        **{key: spec[key] for key in ("scheduler", "steps", "guidance", "negative")},
     )
     wanted = samples(spec["prompts"], spec["seeds"], spec["strengths"])
     folder = out / "samples"

@@ -17,7 +17,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
         "name": "cat",
         "base": {
             "model": "emoji-64",
-            **dict.fromkeys(("revision", "variant", "family", "vae", "config", "prediction_type")),
+            **dict.fromkeys(("revision", "variant", "family", "vae", "refiner", "config", "prediction_type")),
             "clip_skip": 1,
             "t5": True,
             "allow_pickle": False,

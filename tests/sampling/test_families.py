@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from sdbuild import families, methods
 from sdbuild.errors import DataError
 from sdbuild.families.contract import Family
+from sdbuild.families.sources import bring, problems
+from sdbuild.plan.model import Base
 from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter
 from sdbuild.sampling.schedulers import make_scheduler
-from tests.tiny import PIPELINES, make_pipeline
+from tests.tiny import PIPELINES, make_pipeline, make_refiner
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
 
@@ -110,6 +112,36 @@ def test_weights_and_long_prompts(base: Path) -> None:
     condition = text.weigh([(long, 1.0)], 2)
     assert condition["hidden"].shape[:2] == (1, 154)
     assert not np.array_equal(ours(pipeline, family, long), ours(pipeline, family, long[:-8] + "picture"))
+
+
+def test_a_refiner_finishes_pictures(tmp_path: Path) -> None:
+    base = make_pipeline(tmp_path / "base", family="sdxl")
+    make_refiner(tmp_path / "refiner", seed=4)
+    folder = bring(Base(model="base", refiner="refiner"), tmp_path)
+    family = families.load(folder)
+    pipeline = family.pipeline()
+    picture = ours(pipeline, family, steps=4, refine_from=0.5)
+    first = diffusers.StableDiffusionXLPipeline.from_pretrained(base, local_files_only=True)
+    first.scheduler = diffusers.EulerDiscreteScheduler.from_config(first.scheduler.config)
+    second = diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=first.vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=first.text_encoder_2,
+        tokenizer_2=first.tokenizer_2,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "refiner/unet", local_files_only=True),
+        scheduler=diffusers.EulerDiscreteScheduler.from_config(first.scheduler.config),
+        requires_aesthetics_score=True,
+    )
+    said = {"prompt": "a cat", "num_inference_steps": 4, "guidance_scale": 4.0}
+    chance = torch.Generator().manual_seed(3)
+    latents = first(**said, width=64, height=48, denoising_end=0.5, output_type="latent", generator=chance).images
+    expected = np.asarray(second(**said, image=latents, denoising_start=0.5, generator=chance).images[0])
+    assert same(picture, expected)
+    assert not same(picture, ours(pipeline, families.load(base), steps=4))
+    assert [
+        str(problem) for problem in problems(Base(model="x", refiner="refiner"), make_pipeline(tmp_path / "x"))
+    ] == ["base.refiner: Stable Diffusion 1 has no refiner; remove it"]
 
 
 def test_flows_have_samplers_of_their_own() -> None:
