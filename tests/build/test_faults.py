@@ -1,0 +1,116 @@
+"""Faults of a running build, as a user meets them: one clear word, and the last good things are kept."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.build.test_kill import start
+from tests.conftest import BIN, Work
+
+LONG = {"steps": 60, "checkpoint_every": 1}
+CHECKPOINTS = ".sdbuild/runs/cat/train"
+
+
+def when_training(work: Work, change: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
+    """Build, do something once there is a checkpoint, and return how the build ended and what it said."""
+    process = start(work)
+    while process.poll() is None and not list((work.root / CHECKPOINTS).glob("step-*")):
+        pass
+    assert process.poll() is None, process.communicate()[0]
+    change(process)
+    said, _ = process.communicate(timeout=120)
+    assert "Traceback" not in said
+    return process.returncode, said
+
+
+def test_a_training_that_breaks_down(built: Work) -> None:
+    before = built.adapter()
+    built.recipe(method={"alpha": 1e30}, train={"steps": 60})
+    result = built.doit(code=1)
+    what, remedy, kept = [line for line in result.err.splitlines() if line][:3]
+    assert "training broke down at step " in what
+    assert "of 60: " in what
+    assert "sks" in what
+    assert "lower train.learning_rate (0.001 there)" in remedy
+    assert kept.startswith(("the state after step ", "no state was saved yet"))
+    assert built.adapter() == before
+
+
+def test_stopped_then_its_checkpoint_is_damaged(built: Work, tmp_path: Path) -> None:
+    built.recipe(train=LONG)
+    whole = built.copy(tmp_path / "whole")
+    whole.doit("cat:train")
+    code, said = when_training(built, lambda process: process.send_signal(signal.SIGINT))
+    assert code == 130, said
+    assert "stopped in cat:train; doit goes on from there" in said
+    newest = sorted((built.root / CHECKPOINTS).glob("step-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    result = built.doit("cat:train")
+    assert f"cat:train: {newest.name} is damaged and is not used; going on from the " in result.text
+    assert built.adapter() == whole.adapter()
+    assert not (built.root / CHECKPOINTS).exists()
+
+
+def test_a_picture_that_changes_under_a_training(built: Work) -> None:
+    before, lock = built.adapter(), built.read("dvc.lock")
+    built.recipe(train=LONG)
+    picture = built.read("datasets/cats/0001.png")
+    code, said = when_training(built, lambda process: built.write("datasets/cats/0001.png", b"no picture"))
+    assert code == 1, said
+    assert "cat:train: its inputs changed while it ran, so its result was not kept; run doit again" in said
+    assert built.adapter() == before
+    assert built.read("dvc.lock") == lock
+    built.write("datasets/cats/0001.png", picture)
+    assert built.doit("cat:train").ran == {"cat:train": 0}, "the training was lost"
+    assert built.adapter() != before
+
+
+def small_disk(work: Work, folder: str, kilobytes: int) -> list[str] | None:
+    """Command that builds with a real, small disk at a folder; None where the system does not let us have one."""
+    (work.root / folder).mkdir(parents=True, exist_ok=True)
+    mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs {folder}"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None:
+        return None
+    if subprocess.run([*command, mount], cwd=work.root, check=False, capture_output=True).returncode:
+        return None
+    return [*command, f"{mount} && exec {BIN / 'doit'} cat:train"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "word", "left"),
+    [
+        (CHECKPOINTS, "no room for a checkpoint of 1 MiB after step ", 5),
+        (".sdbuild/tmp", "No space left on device (", 0),
+    ],
+    ids=["checkpoint", "out"],
+)
+def test_a_full_disk(built: Work, folder: str, word: str, left: int) -> None:
+    before, lock = built.adapter(), built.read("dvc.lock")
+    built.recipe(train={"steps": 5, "checkpoint_every": 1})
+    command = small_disk(built, folder, 16)
+    if command is None:
+        pytest.skip("no user namespaces here to mount a small disk in")
+    result = built.run(*command, code=1)
+    assert word in result.err
+    assert "make room (`sdbuild gc` says what can go)" in result.err
+    assert built.adapter() == before
+    assert built.read("dvc.lock") == lock
+    assert built.doit("cat:train").ran == {"cat:train": left}
+
+
+def test_memory_that_runs_out(built: Work) -> None:
+    before = built.adapter()
+    many = [{"path": "datasets/cats", "trigger": "sks", "holdout": 1, "repeats": 9000}]
+    built.recipe(datasets=many, train={"steps": 1, "batch": 16384})
+    result = built.run("sh", "-c", f"ulimit -v 3500000 && exec {BIN / 'doit'} cat:train", code=1)
+    assert "training ran out of memory: " in result.err
+    assert "train.batch: 8192 with train.accumulate: 2" in result.err
+    assert result.err.index("train.batch") < result.err.index("train.precision") < result.err.index("images.resolution")
+    assert built.adapter() == before
