@@ -89,7 +89,7 @@ def _check_base(project: Project, recipe: Recipe) -> list[Problem]:
         folder = sources.find(base, project.root)
         if folder is None:
             return []
-        family, found = families.load(folder), sources.problems(base, folder)
+        family, found = families.load(folder, clip_skip=recipe.base.clip_skip), sources.problems(base, folder)
     except DataError as error:
         return list(error.problems)
     side = recipe.images.resolution

@@ -86,7 +86,7 @@ def _opened(
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             message = f"is damaged, or holds more than tensors, which is never read ({reason}); convert it elsewhere"
             raise DataError([Problem(file=str(file), message=message)]) from None
-        state = content.get("state_dict", content)
+        state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
         tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
         yield (
             list(tensors),

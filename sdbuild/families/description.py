@@ -19,7 +19,7 @@ class Original:
     """A checkpoint in the layout that the model's authors published: one file for all components."""
 
     marks: tuple[str, ...]
-    """Tensors that every such file has."""
+    """Tensors that every such file has; no other family's have the second."""
     components: Mapping[str, tuple[Renaming, str]]
     """What renames each component's tensors, and what their names begin with; see `original`."""
 

@@ -29,6 +29,8 @@ class DiffusionFamily:
     pipeline_class: str
     text_classes: Mapping[str, str]
     """Class of each CLIP text encoder."""
+    usual_layer = 0
+    """Which of its layers is the usual one, counted back from the last."""
     zeros_by_default = False
     """Whether the pipeline takes zeros for an empty negative prompt where the base does not say."""
 
@@ -51,6 +53,11 @@ class DiffusionFamily:
         if takes != gives:
             message = f"takes {takes} channels where the VAE gives {gives}: it is for inpainting or editing"
             raise DataError([Problem(file=str(folder / self.denoiser / "config.json"), message=message)])
+
+        layers = min(int(read_config(folder, name).get("num_hidden_layers", 12)) for name in self.text_classes)
+        if self.usual_layer + clip_skip > layers:
+            message = f"is {clip_skip}, but the base's text encoders have {layers - self.usual_layer} layers to choose"
+            raise DataError([Problem(field="base.clip_skip", message=f"{message}; lower it")])
 
     def channels(self, config: Mapping[str, Any]) -> int:
         """Channels that the denoiser takes."""
@@ -147,14 +154,14 @@ class DiffusionFamily:
             found[tokenizer] = CLIPTokenizer.from_pretrained(self.folder / tokenizer, local_files_only=True)
         return found
 
-    def clip(self, component: Any, get: Callable[[str], Any], *, layer: int) -> Clip:
-        """Bind a CLIP text encoder to its tokenizer; `layer` is the usual one, counted back from the last."""
+    def clip(self, component: Any, get: Callable[[str], Any]) -> Clip:
+        """Bind a CLIP text encoder to its tokenizer; `get` gives either by its component."""
         from sdbuild.families.text import Clip
 
         return Clip(
             component=component,
             tokenizer=get(component.replace("text_encoder", "tokenizer")),
             module=get(component),
-            layer=layer + self.clip_skip - 1,
-            normed=layer == 0,
+            layer=self.usual_layer + self.clip_skip - 1,
+            normed=self.usual_layer == 0,
         )

@@ -90,7 +90,7 @@ class StableDiffusion1(DiffusionFamily):
         """The text encoder of a pipeline, adapters included."""
         from sdbuild.families.text import ClipText
 
-        return ClipText(self.clip("text_encoder", partial(getattr, pipeline), layer=0))
+        return ClipText(self.clip("text_encoder", partial(getattr, pipeline)))
 
     def pipeline_parts(self, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
         """Components of the pipeline besides UNet, VAE and scheduler; no safety checker."""

@@ -87,6 +87,7 @@ class StableDiffusion3(DiffusionFamily):
     name = "sd3"
     denoiser = "transformer"
     pipeline_class = DESCRIPTION.pipeline
+    usual_layer = 1
     text_classes: Mapping[str, str] = dict.fromkeys(("text_encoder", "text_encoder_2"), "CLIPTextModelWithProjection")
 
     def __init__(self, folder: Path, *, clip_skip: int, t5: bool) -> None:
@@ -124,7 +125,7 @@ class StableDiffusion3(DiffusionFamily):
         """The text encoders of a pipeline, adapters included."""
         from sdbuild.families.t5 import T5, ClipAndT5
 
-        clips = [self.clip(name, partial(getattr, pipeline), layer=1) for name in self.text_classes]
+        clips = [self.clip(name, partial(getattr, pipeline)) for name in self.text_classes]
         t5 = None if pipeline.text_encoder_3 is None else T5(pipeline.tokenizer_3, pipeline.text_encoder_3)
         return ClipAndT5(clips, t5)
 

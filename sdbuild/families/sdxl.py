@@ -76,6 +76,7 @@ class StableDiffusionXL(DiffusionFamily):
 
     name = "sdxl"
     pipeline_class = DESCRIPTION.pipeline
+    usual_layer = 1
     text_classes: Mapping[str, str] = {
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "CLIPTextModelWithProjection",
@@ -105,7 +106,7 @@ class StableDiffusionXL(DiffusionFamily):
         """The text encoders of a pipeline, adapters included."""
         from sdbuild.families.text import ClipText
 
-        return ClipText(*(self.clip(name, partial(getattr, pipeline), layer=1) for name in self.text_classes))
+        return ClipText(*(self.clip(name, partial(getattr, pipeline)) for name in self.text_classes))
 
     def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
         """Load the UNet, frozen."""

@@ -102,7 +102,7 @@ def identify(names: Collection[str], file: Path) -> Description:
     absent = [mark for mark in nearest.original.marks if mark not in names]
     if len(absent) == len(nearest.original.marks):
         begins = ", ".join(sorted({name.partition(".")[0] for name in names})[:4])
-        looked_for = ", ".join(each.original.marks[0] for each in known if each is known[0] or each.original.marks)
+        looked_for = ", ".join(f"{each.original.marks[1]} ({each.title})" for each in known)
         message = f"has no known layout: its tensors begin with {begins}; looked for {looked_for}"
     else:
         message = (

@@ -107,7 +107,9 @@ def test_checkpoints_that_are_not_whole(project: Path, tensors: dict[str, Any], 
 
 def test_other_files_are_refused(project: Path) -> None:
     save_file({"lora_unet_a.lora_down.weight": torch.zeros(2, 2)}, project / "one.safetensors")
-    with pytest.raises(DataError, match=r"has no known layout: its tensors begin with lora_unet_a; looked for model.d"):
+    with pytest.raises(
+        DataError, match=r"has no known layout: its tensors begin with lora_unet_a; looked for cond_sta"
+    ):
         bring(Base(model="one.safetensors"), project)
     (project / "one.safetensors").write_bytes(b"\x10\0\0")
     with pytest.raises(DataError, match=r"one.safetensors: is damaged"):
@@ -197,6 +199,12 @@ def test_variants_are_read_as_if_they_were_all_there_is(project: Path) -> None:
     families.load(folder).load_denoiser()
     with pytest.raises(DataError, match=r"base.variant: base has no copies of its weights called bf16"):
         bring(Base(model="base", variant="bf16"), project)
+
+
+def test_a_layer_that_the_base_does_not_have(project: Path) -> None:
+    families.load(project / "base", clip_skip=2)
+    with pytest.raises(DataError, match=r"base.clip_skip: is 3, but the base's text encoders have 2 layers to choose"):
+        families.load(project / "base", clip_skip=3)
 
 
 def test_what_a_recipe_states_is_checked(project: Path) -> None:
