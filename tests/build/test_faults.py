@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,11 @@ LONG = {"steps": 60, "checkpoint_every": 1}
 CHECKPOINTS = ".sdbuild/runs/cat/train"
 
 
-def when_training(work: Work, change: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
+def when_training(work: Work, change: Callable[[subprocess.Popen[str]], object]) -> tuple[int, str]:
     """Build, do something once there is a checkpoint, and return how the build ended and what it said."""
     process = start(work)
     while process.poll() is None and not list((work.root / CHECKPOINTS).glob("step-*")):
-        pass
+        time.sleep(0.02)
     assert process.poll() is None, process.communicate()[0]
     change(process)
     said, _ = process.communicate(timeout=120)
