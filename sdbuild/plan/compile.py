@@ -38,8 +38,9 @@ OPTIONAL: Mapping[str, Any] = {
     "tags": None,
     "weight": None,
     "rising_loss": 3.0,
-    "validate_every": None,
-    "patience": None,
+    "base_precision": None,
+    "gradient_checkpointing": False,
+    "compile": False,
 }
 """Settings that specs have only where a recipe sets them, so that what was built before they existed stays fresh."""
 

@@ -203,8 +203,14 @@ class Train(Spec):
     """The noise that pictures are mixed with."""
     ema: Ema | None = None
     """Average of the adapter over the steps, which is then what is kept; null for the last step's weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the model's computations; the adapter's weights are float32 in any case."""
+    base_precision: Literal["float32", "bfloat16", "float16", "int8", "nf4"] | None = None
+    """What the base's weights are held in; null for `precision`. `int8` and `nf4` need the extra `optimizers`."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed twice instead of kept: the same adapter in less memory, a third more slowly."""
+    compile: bool = False
+    """Whether networks are compiled (torch.compile): a slow start, then quicker steps on most GPUs."""
     seed: Seed = 0
     """Decides the adapter's start, and the order, noise and timesteps of all steps."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -223,6 +229,12 @@ class Train(Spec):
         yield from self._schedule_rules()
         yield from self._optimizer_rules()
         yield from self.prediction_rules(self.prediction)
+        if self.base_precision in ("bfloat16", "float16") and self.base_precision != self.precision:
+            yield (
+                "base_precision",
+                f"{self.base_precision} cannot hold a base that is computed in {self.precision}; "
+                f"set precision: {self.base_precision}, or hold it in float32, int8 or nf4",
+            )
 
     def prediction_rules(self, prediction: str) -> Iterator[tuple[str, str]]:
         """Yield what does not go with a prediction, which only the base decides where the recipe says `base`."""

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from sdbuild import families, methods
 from sdbuild.data.items import ShardReader
 from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
-from sdbuild.families.contract import DTYPES, Denoiser, Family, FlowSchedule, PredictionType, Schedule
+from sdbuild.families.contract import Denoiser, Family, FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter
 from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
@@ -31,6 +32,7 @@ from sdbuild.training.loop import Plan, train
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
+from sdbuild.training.precision import Precision, checkpoint_gradients, compile_networks
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
@@ -69,7 +71,9 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.base is not None
     settings = Train.model_validate(spec["train"])
     device = PartialState().device
+    precision = Precision(compute=settings.precision, base=settings.base_precision)
     optimizers.check(settings.optimizer, device)
+    precision.check(device)
     data = read_data(spec, inputs)
     sampler = sampler_of(
         data.examples, spec["datasets"], batch=settings.batch * settings.accumulate, seed=settings.seed
@@ -82,8 +86,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         learned, own = (NAMES[kind] for kind in (objective.prediction, schedule.prediction_type))
         context.warn(f"the base predicts {own} and learns to predict {learned}; samplers must be set to {learned}")
     with memory_told(spec), _reproducible(device):
-        model = _model(family, spec, data, inputs, device)
-        dtype = DTYPES[settings.precision]
+        model = _model(family, spec, data, inputs, precision, device)
         parts: dict[str, Any] = {
             "latent": Cache(read=ShardReader(inputs.latents).read),
             "scale": family.scale,
@@ -100,15 +103,15 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
             **parts,
         )
-        losses_of = _losses(model, objective, dtype, device)
-        state = _train(spec, settings, data, model.adapter, batches, losses_of, context)
+        losses_of = _losses(model, objective, precision, device)
+        state = _train(spec, settings, data, model.adapter, batches, losses_of, precision.scaler(device), context)
         with state.kept():
             validation = None
             if data.holdout:
                 measure = Validation(
                     examples=data.holdout, draws=settings.validation_draws, batch=settings.batch, **parts
                 )
-                validation = _validate(measure, model.adapter, _losses(model, measured, dtype, device))
+                validation = _validate(measure, model.adapter, _losses(model, measured, precision, device))
             _write_adapter(out / "adapter", spec, family, data, model.adapter, objective.prediction)
     _write_figures(out, settings, data, state, validation)
     return Items(total=settings.steps, computed=state.computed)
@@ -132,14 +135,15 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
     )
 
 
-def _model(family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, device: torch.device) -> Model:
+def _model(
+    family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, precision: Precision, device: torch.device
+) -> Model:
     settings, method = Train.model_validate(spec["train"]), spec["method"]
-    dtype = DTYPES[settings.precision]
-    denoiser = family.load_denoiser(dtype, str(device))
+    denoiser = precision.load(family.load_denoiser, device)
     modules: dict[Any, torch.nn.Module] = {denoiser.component: denoiser.module}
     conditions: Conditions
     if method["text_encoder"]:
-        text = family.load_text(dtype, str(device))
+        text = precision.load(family.load_text, device)
         modules |= text.modules
         conditions = Encoded(tokenize=text.tokenize, condition=text.condition, device=device)
     else:
@@ -150,7 +154,12 @@ def _model(family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, 
         if missing:
             raise StepError(f"no text item for {min(missing)!r}; build the text step again")
         conditions = Stored(item=Cache(read=ShardReader(inputs.text).read), keys=keys, device=device)
+    precision.settle(modules.values(), device)
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(modules.values())
     adapter = methods.load(method["kind"]).inject(modules, method, seed=settings.seed)
+    if settings.compile:
+        compile_networks(modules.values(), device)
     return Model(denoiser=denoiser, adapter=adapter, conditions=conditions)
 
 
@@ -175,13 +184,15 @@ def _objectives(settings: Train, schedule: Schedule, device: torch.device) -> tu
     )
 
 
-def _losses(model: Model, objective: Objective, dtype: torch.dtype, device: torch.device) -> Callable[[Batch], Tensor]:
+def _losses(
+    model: Model, objective: Objective, precision: Precision, device: torch.device
+) -> Callable[[Batch], Tensor]:
     """Return the function from a batch to its records' losses."""
     predict = model.denoiser.predict
-    mixed = dtype != torch.float32
+    dtype = precision.dtype
 
     def losses_of(batch: Batch) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=mixed):
+        with precision.autocast(device):
             noisy = objective.noisy(batch.x, batch.shown, batch.timesteps)
             condition = {
                 name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -201,6 +212,7 @@ def _train(
     adapter: Adapter,
     batches: Batches,
     losses_of: Callable[[Batch], Tensor],
+    scaler: GradScaler,
     context: Context,
 ) -> TrainingState:
     groups = optimizers.group(
@@ -213,6 +225,7 @@ def _train(
         adapter=adapter,
         optimizer=OPTIMIZERS[settings.optimizer](groups, settings.learning_rate, settings.weight_decay),
         average=Average(adapter.state(), settings.ema.decay) if settings.ema else None,
+        scaler=scaler,
     )
     plan = Plan(
         steps=settings.steps,

@@ -18,12 +18,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from sdbuild.data.sampler import derive
 from sdbuild.errors import StepError
 from sdbuild.training.checkpoint import Checkpoints
 from sdbuild.training.guard import BrokenDownError, Guard
 from sdbuild.training.optimizers import set_rate
+from sdbuild.training.precision import expected
 from sdbuild.training.state import TrainingState
 
 REPORT_SECONDS = 0.25
@@ -84,14 +86,16 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
             # Dropout layers draw from the global generator of their device.
             torch.manual_seed(derive(plan.seed, state.step, "", "modules"))
             state.optimizer.zero_grad(set_to_none=True)
-            losses = accumulate(plan.losses_of(state.step), len(plan.names_of(state.step)))
+            losses = accumulate(plan.losses_of(state.step), len(plan.names_of(state.step)), state.scaler)
+            state.scaler.unscale_(state.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             with uninterrupted():
                 set_rate(state.optimizer, plan.rate_of(state.step))
-                state.optimizer.step()
+                state.scaler.step(state.optimizer)
+                state.scaler.update()
                 if state.average is not None:
                     state.average.update(state.adapter.state(), state.step)
-                pending.add(losses, norm)
+                pending.add(losses, expected(norm, state.scaler))
                 state.step += 1
                 state.computed += 1
             pending.settle(keep=1)
@@ -105,11 +109,11 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         raise StepError(f"{error}\n{checkpoints.kept}") from None
 
 
-def accumulate(batches: Iterator[Tensor], records: int) -> Tensor:
-    """Add up the gradients of the mean loss over all records; return the losses."""
+def accumulate(batches: Iterator[Tensor], records: int, scaler: GradScaler) -> Tensor:
+    """Add up the scaled gradients of the mean loss over all records; return the losses."""
     parts = []
     for losses in batches:
-        (losses.sum() / records).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(losses.sum() / records).backward()  # type: ignore[no-untyped-call]
         parts.append(losses.detach())
     return torch.cat(parts)
 

@@ -84,7 +84,7 @@ def kohya(
         "ss_max_train_steps": str(train["steps"]),
         "ss_total_batch_size": str(train["batch"] * train["accumulate"]),
         "ss_gradient_accumulation_steps": str(train["accumulate"]),
-        "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16"}[train["precision"]],
+        "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[train["precision"]],
         "ss_seed": str(train["seed"]),
         "ss_caption_dropout_rate": str(train["caption_dropout"]),
         "ss_max_grad_norm": str(train["clip"] or 0.0),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from sdbuild.methods.contract import Adapter
@@ -25,6 +26,8 @@ class TrainingState:
     optimizer: Optimizer
     average: Average | None = None
     """Of the adapter's weights, if that is what is kept."""
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
+    """Of the losses, where gradients need it."""
     step: int = 0
     """Steps done."""
     computed: int = 0
@@ -44,7 +47,8 @@ class TrainingState:
         }
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        return Snapshot(step=self.step, tensors=tensors, values={"optimizer": values, "seconds": self.seconds})
+        scale = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        return Snapshot(step=self.step, tensors=tensors, values={"optimizer": values, "seconds": self.seconds, **scale})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Become the state that the snapshot was taken of."""
@@ -53,6 +57,7 @@ class TrainingState:
             self.average.load(_part(snapshot.tensors, "average"))
         remembered = _part(snapshot.tensors, "optimizer")
         moments.load(self.optimizer, self.adapter.parameters(), remembered, snapshot.values["optimizer"])
+        self.scaler.load_state_dict(snapshot.values.get("scaler", {}))
         self.step = snapshot.step
         self.losses = snapshot.tensors["losses"].tolist()
         self.seconds = snapshot.values["seconds"]
