@@ -25,6 +25,7 @@ from sdbuild.steps import train
 from sdbuild.steps.contract import Inputs, Items
 from sdbuild.training.examples import Batch
 from sdbuild.training.objective import Objective
+from sdbuild.training.precision import Precision
 from tests.tiny import make_pipeline
 from tests.training.material import Listener, make_inputs, make_spec
 
@@ -339,7 +340,7 @@ def test_records_weigh_what_they_are_given() -> None:
     schedule = NoiseSchedule(alphas_cumprod=torch.linspace(0.9, 0.1, 10).double(), prediction_type="epsilon")
     objective = Objective.of(schedule, torch.device("cpu"))
     model: Any = SimpleNamespace(denoiser=SimpleNamespace(predict=lambda noisy, timesteps, condition: noisy))
-    losses_of = train._losses(model, objective, torch.float32, torch.device("cpu"))
+    losses_of = train._losses(model, objective, Precision(compute="float32"), torch.device("cpu"))
     batch = Batch(x=x, noise=noise, shown=noise, timesteps=torch.tensor([1, 5, 9]), condition={})
     weighed = replace(batch, weights=torch.tensor([1.0, 0.25, 0.0]))
     assert losses_of(weighed).tolist() == pytest.approx((losses_of(batch) * torch.tensor([1, 0.25, 0])).tolist())
