@@ -25,6 +25,7 @@ from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.checkpoint import Checkpoints
+from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Conditions, Encoded, Example, Stored
 from sdbuild.training.inputs import data_digest, pictures, read_examples, read_texts, sampler_of
@@ -32,7 +33,7 @@ from sdbuild.training.loop import Plan, train
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
-from sdbuild.training.precision import Precision, checkpoint_gradients, compile_networks
+from sdbuild.training.precision import Precision, checkpoint_gradients
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
@@ -62,6 +63,8 @@ class Model:
     denoiser: Denoiser
     adapter: Adapter
     conditions: Conditions
+    networks: Sequence[torch.nn.Module]
+    """Those that the adapter is in."""
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -104,6 +107,9 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             **parts,
         )
         losses_of = _losses(model, objective, precision, device)
+        if settings.compile:
+            parameters = [parameter for _, parameter in model.adapter.parameters()]
+            compile_networks(model.networks, parameters, lambda: losses_of(next(batches(0))).mean(), device)
         state = _train(spec, settings, data, model.adapter, batches, losses_of, precision.scaler(device), context)
         with state.kept():
             validation = None
@@ -158,9 +164,7 @@ def _model(
     if settings.gradient_checkpointing:
         checkpoint_gradients(modules.values())
     adapter = methods.load(method["kind"]).inject(modules, method, seed=settings.seed)
-    if settings.compile:
-        compile_networks(modules.values(), device)
-    return Model(denoiser=denoiser, adapter=adapter, conditions=conditions)
+    return Model(denoiser=denoiser, adapter=adapter, conditions=conditions, networks=tuple(modules.values()))
 
 
 def _objectives(settings: Train, schedule: Schedule, device: torch.device) -> tuple[Objective, Objective]:

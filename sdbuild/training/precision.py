@@ -1,4 +1,4 @@
-"""What networks compute in and what the base's weights are held in: number formats, loss scaling, compilation.
+"""What networks compute in and what the base's weights are held in: number formats, loss scaling.
 
 The adapter is float32 in any case. Quantised weights are those of the linear layers in the base's blocks; convolutions,
 norms and embeddings stay in the format that is computed in.
@@ -6,7 +6,6 @@ norms and embeddings stay in the format that is computed in.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -150,26 +149,6 @@ def checkpoint_gradients(networks: Iterable[nn.Module]) -> None:
         for layer in network.modules():
             if hasattr(layer, "gradient_checkpointing"):
                 layer.training = True  # what transformers asks; its children, with their dropout, stay as they are
-
-
-def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """Compile forward passes when they are first called, and again for other shapes.
-
-    Raises:
-        StepError: there is no compiler to do it with.
-    """
-    try:
-        if device.type == "cuda":
-            importlib.import_module("triton")
-        else:
-            from torch._inductor.cpp_builder import get_cpp_compiler
-
-            get_cpp_compiler()
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise StepError(f"train.compile needs a compiler ({reason}); install one, or set compile: false") from error
-    for network in networks:
-        network.compile()
 
 
 def _shape(layer: nn.Linear) -> tuple[int, int, bool]:

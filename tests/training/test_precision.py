@@ -164,21 +164,3 @@ def test_what_cannot_run_here_is_said_before_anything_is_loaded(monkeypatch: pyt
         Precision(compute="bfloat16", base="int8").check(CPU)
     with pytest.raises(StepError, match=r"nf4 cannot run on this machine \(no kernel image\); use float32"):
         Precision(compute="float32", base="nf4").check(CPU)
-
-
-@pytest.mark.campaign
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_networks_train_the_same(tmp_path: Path, inputs: Inputs) -> None:
-    plain, compiled = (trained(tmp_path / str(on), inputs, compile=on) for on in (False, True))
-    assert far(plain, compiled) < 0.05
-
-
-def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-
-    def none() -> str:
-        raise RuntimeError("No working C++ compiler found")
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(StepError, match=r"needs a compiler \(No working C\+\+ compiler found\); install one, or set"):
-        module.compile_networks([], CPU)
