@@ -60,6 +60,7 @@ def wanted_latents(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_
     """Return the items that cover some pictures, by key."""
     found: dict[str, WantedLatent] = {}
     flips = (False, True) if spec["flip"] else (False,)
+    own = {key: spec[key] for key in ("vae_tiling",) if key in spec}
     for placement in placements(records):
         fit = placement.fit
         for flip in flips:
@@ -72,6 +73,7 @@ def wanted_latents(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_
                 flip=flip,
                 vae=vae_digest,
                 dtype=spec["dtype"],
+                **own,
             )
             found[key] = WantedLatent(placement=placement, flip=flip)
     return found

@@ -38,6 +38,8 @@ OPTIONAL: Mapping[str, Any] = {
     "tags": None,
     "weight": None,
     "rising_loss": 3.0,
+    "vae_tiling": False,
+    "offload": False,
     "base_precision": None,
     "gradient_checkpointing": False,
     "compile": False,
@@ -110,6 +112,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             "datasets": [data["path"] for data in datasets],
             **{key: images[key] for key in ("flip", "background")},
             "dtype": "float32",
+            **_set(images, "vae_tiling"),
         },
         deps=(Dep(path=images_file, viewed=True), *folders),
         outs=(Out(path=f"{folder}/latents"),),
@@ -158,7 +161,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         sample = {key: value for key, value in recipe["sample"].items() if key != "refine_from" or refiner}
         yield step(
             "samples",
-            {"name": name, **sample, "resolution": images["resolution"], "method": method, **encoding},
+            {"name": name, **_as_set(sample), "resolution": images["resolution"], "method": method, **encoding},
             deps=(Dep(path=f"{folder}/adapter"),),
             outs=(Out(path=f"{folder}/samples"),),
             views=("base",),

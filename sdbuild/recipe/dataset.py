@@ -142,6 +142,8 @@ class Images(Spec):
     """Colour under transparent pixels: white, black, grey or "#rrggbb"."""
     on_error: Literal["fail", "skip"] = "fail"
     """What a broken picture does: `fail` stops the build, `skip` goes on without it and says so."""
+    vae_tiling: bool = False
+    """Whether the VAE encodes large pictures in tiles: much less memory, and slightly other latents."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """The square bucket must exist, and several crops must differ."""

@@ -36,6 +36,8 @@ class Sample(Spec):
     """Denoising steps a picture."""
     guidance: Annotated[float, Field(ge=0)] = 7.5
     """Classifier-free guidance; 1 and less turn it off."""
+    offload: bool = False
+    """Whether each network is on the GPU only while it computes: less of its memory, and slower."""
     refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the steps after which `base.refiner` goes on, where there is one."""
 

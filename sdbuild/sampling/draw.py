@@ -58,6 +58,19 @@ def load_adapter(pipeline: Any, file: Path) -> None:
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
 
 
+def load_pipeline(family: Family, adapter: Path, device: torch.device, *, offload: bool) -> Any:
+    """Load a base's pipeline with an adapter.
+
+    With `offload` its networks wait in the main memory, and each is on the GPU while it computes.
+    """
+    offload = offload and device.type != "cpu"
+    pipeline = family.pipeline(device="cpu" if offload else str(device))
+    load_adapter(pipeline, adapter)
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    return pipeline
+
+
 def set_strength(pipeline: Any, strength: float) -> None:
     """Scale the adapter; at 0 its layers are skipped, which leaves the base exactly."""
     if strength == 0:

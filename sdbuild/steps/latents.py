@@ -50,7 +50,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     previous = reuse(context.previous / "latents")
     missing = store.missing(wanted, previous)
     if missing:
-        encoder = _load(inputs.base, spec["dtype"], [wanted[key].placement.fit.bucket for key in missing])
+        encoder = _load(inputs.base, spec, [wanted[key].placement.fit.bucket for key in missing])
         chosen = [(key, wanted[key]) for key in missing]
         items = _encode(chosen, encoder, inputs.project, spec["background"], context)
         store.fill(_with_geometry(items, wanted) if families.describe(inputs.base).geometry else items)
@@ -69,7 +69,7 @@ def _index(wanted: Mapping[str, WantedLatent]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["digest"], row["flip"], row["key"]))
 
 
-def _load(base: Path, dtype: str, buckets: Iterable[Size]) -> LatentEncoder:
+def _load(base: Path, spec: Mapping[str, Any], buckets: Iterable[Size]) -> LatentEncoder:
     from accelerate import PartialState
 
     from sdbuild.families.contract import DTYPES
@@ -81,7 +81,11 @@ def _load(base: Path, dtype: str, buckets: Iterable[Size]) -> LatentEncoder:
         sizes = ", ".join(f"{width}×{height}" for width, height in sorted(odd))
         message = f"buckets {sizes}: sides must be multiples of {factor} for this base; choose such a step"
         raise DataError([Problem(field="images.buckets.step", message=message)])
-    return family.load_vae(DTYPES[dtype], str(PartialState().device))
+    encoder = family.load_vae(DTYPES[spec["dtype"]], str(PartialState().device))
+    if spec.get("vae_tiling"):
+        network: Any = encoder.module
+        network.enable_tiling()
+    return encoder
 
 
 def _encode(

@@ -21,7 +21,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     from PIL.PngImagePlugin import PngInfo
 
     from sdbuild import families
-    from sdbuild.sampling.draw import Settings, draw, load_adapter, parameters, samples
+    from sdbuild.sampling.draw import Settings, draw, load_pipeline, parameters, samples
     from sdbuild.sampling.grid import Row, make_grid
 
     assert inputs.base is not None
@@ -38,8 +38,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     folder.mkdir()
     context.progress(0, len(wanted), "pictures")
     family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
-    pipeline = family.pipeline(device=str(PartialState().device))
-    load_adapter(pipeline, inputs.adapter / ADAPTER_FILE)
+    pipeline = load_pipeline(family, inputs.adapter / ADAPTER_FILE, PartialState().device, offload="offload" in spec)
     listed: list[dict[str, Any]] = []
     for done, (sample, picture) in enumerate(draw(pipeline, family, wanted, settings), start=1):
         name = f"{spec['prompts'].index(sample.prompt):02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"

@@ -44,6 +44,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "flip": False,
             "background": "white",
             "on_error": "fail",
+            "vae_tiling": False,
         },
         "method": {
             "kind": "lora",

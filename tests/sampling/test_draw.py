@@ -14,7 +14,7 @@ from PIL.Image import Image
 from sdbuild.families import load
 from sdbuild.families.contract import Family
 from sdbuild.recipe.models import Sample as SampleModel
-from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter, parameters, samples
+from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter, load_pipeline, parameters, samples
 from sdbuild.sampling.schedulers import SCHEDULERS
 from tests.tiny import make_lora, make_pipeline
 
@@ -127,3 +127,34 @@ def test_samples_are_in_reading_order() -> None:
 def test_parameters_read_as_a1111s(strength: float, negative: str, text: str) -> None:
     settings = Settings(scheduler="dpm++", steps=3, guidance=4.0, negative=negative, width=64, height=48)
     assert parameters(Sample(prompt="a cat", seed=5, strength=strength), settings, "mine") == text
+
+
+class Recorder:
+    """A family and its pipeline that write down where things are put."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def pipeline(self, device: str) -> Any:
+        self.calls.append(("loaded on", device))
+        return self
+
+    def load_lora_weights(self, folder: Path, **settings: Any) -> None:
+        self.calls.append(("adapter", settings["weight_name"]))
+
+    def enable_model_cpu_offload(self, device: torch.device) -> None:
+        self.calls.append(("works on", str(device)))
+
+
+@pytest.mark.parametrize(
+    ("device", "offload", "calls"),
+    [
+        ("cuda", False, ["cuda", "a.safetensors"]),
+        ("cuda", True, ["cpu", "a.safetensors", "cuda"]),
+        ("cpu", True, ["cpu", "a.safetensors"]),
+    ],
+)
+def test_networks_wait_in_the_main_memory_where_that_is_asked_for(device: str, offload: bool, calls: list[str]) -> None:
+    family: Any = Recorder()
+    load_pipeline(family, Path("adapter/a.safetensors"), torch.device(device), offload=offload)
+    assert [what for _, what in family.calls] == calls

@@ -269,3 +269,22 @@ def test_keys_are_fixed() -> None:
     )
     (key,) = wanted_latents([record], SPEC, "vae")
     assert key == "c2ebf7f06c5e90e853572e646126bde3bfe2f4946f040997916bebe9625fbc8e"
+
+
+def test_tiling_is_for_pictures_larger_than_the_vae_was_made_for(stage: Stage) -> None:
+    pictures = make_pictures(stage.project / "pictures", 1, size=(128, 64))
+    small = make_pictures(stage.project / "pictures" / "small", 1, size=64, seed=1)
+    images = write_records(stage.project, [*pictures, *small])
+    _, whole = stage.run(latents, SPEC, images=images)
+    items, tiled = stage.run(latents, {**SPEC, "vae_tiling": True}, images=images)
+    assert items.computed == 2, "latents made otherwise are other items"
+    found = [
+        (ShardReader(out / "latents"), {row["digest"]: row["key"] for row in index(out)}) for out in (whole, tiled)
+    ]
+    alike = []
+    for record in read_images(images):
+        one, other = (reader.read(keys[record.digest])["mean"] for reader, keys in found)
+        assert one.shape == other.shape
+        assert (one - other).abs().mean() < one.abs().mean(), "tiles are of the same picture"
+        alike.append(torch.equal(one, other))
+    assert alike == [False, True]
