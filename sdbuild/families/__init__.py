@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,13 +49,15 @@ def components(folder: Path, parts: Iterable[Part]) -> tuple[str, ...]:
     return _described(layout).components(parts, layout.components)
 
 
-def load(folder: Path, *, clip_skip: int = 1) -> Family:
+def load(folder: Path, *, clip_skip: int = 1, weights: bool = True) -> Family:
     """Bind a base's family to its folder; weights are loaded when they are asked for.
+
+    Without `weights` they may be missing, and networks are loaded on the device `meta` alone.
 
     Raises:
         DataError: it is of no known family, or damaged; lists all problems.
     """
-    layout = read_layout(folder)
+    layout = replace(read_layout(folder), weights=weights)
     module = importlib.import_module(FAMILIES[_described(layout).name])
     family: Family = module.family(folder, layout, clip_skip=clip_skip)
     return family

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdbuild import families
 from sdbuild.errors import DataError
-from sdbuild.families.layout import INDEX, SUFFIXES, VARIANTS, lacking, read_layout
+from sdbuild.families.layout import INDEX, SUFFIXES, VARIANTS, WEIGHTS, lacking, read_layout
 
 T5 = ("text_encoder_3", "tokenizer_3")
 """Components that are not downloaded where a recipe leaves T5 out."""
@@ -56,6 +56,12 @@ def download(model: str, revision: str | None, *, variant: str | None = None, t5
         message = f"base {model}: the repository lacks {short_of}; choose one in diffusers layout with safetensors"
         raise DataError(message)
     return folder
+
+
+def download_outline(model: str, revision: str | None) -> Path:
+    """Download all of a base but its weights; as `download`."""
+    small = [f"{name}/*{ending}" for name in _components() for ending in SUFFIXES if ending != WEIGHTS]
+    return _download(model, revision, [INDEX, *small], list(_marks(VARIANTS)))
 
 
 def download_vae(model: str, revision: str | None) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 from sdbuild.errors import DataError, Problem
 
 INDEX = "model_index.json"
-SUFFIXES = (".json", ".txt", ".safetensors")
+WEIGHTS = ".safetensors"
+SUFFIXES = (".json", ".txt", WEIGHTS)
 """Files that are read; everything else (code, pickles, pictures) is passed over."""
 VARIANTS = (".fp16", ".non_ema", ".bf16")
 """Marks of further copies of the weights, which are neither read, digested nor downloaded."""
@@ -30,6 +31,8 @@ class Layout:
     """Class of each component that is there, by its name."""
     settings: Mapping[str, Any]
     """What else it says."""
+    weights: bool = True
+    """Whether weights have to be there."""
 
 
 def read_layout(folder: Path) -> Layout:
@@ -143,8 +146,9 @@ def _problems(layout: Layout, expected: Mapping[str, str | None]) -> Iterator[Pr
         elif cls is not None and actual != cls:
             yield Problem(file=str(layout.file), message=f"has a {actual} as {name}; sdbuild knows {cls} there")
         else:
-            yield from (_absence(folder, path) for path in lacking(folder, [name]))
-            yield from _damages(folder, name)
+            absent = lacking(folder, [name])
+            yield from (_absence(folder, path) for path in absent if layout.weights or not path.endswith(WEIGHTS))
+            yield from _damages(folder, name) if layout.weights else ()
 
 
 def _absence(folder: Path, path: str) -> Problem:

@@ -11,20 +11,28 @@ import diffusers
 import torch
 import transformers
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from sdbuild.families.contract import Component
 
 
 def load_network(name: str, folder: Path, dtype: torch.dtype | None, device: str) -> Any:
-    """Load a network by the name of its class, frozen, in evaluation mode, from safetensors alone."""
+    """Load a network by the name of its class, frozen, in evaluation mode, from safetensors alone.
+
+    On the device `meta` it has shapes and no weights, and only its configuration is read.
+    """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     dtype = dtype or torch.float32
     # Diffusers wants the type when it loads; transformers renamed that argument, so its models are cast.
     ours = hasattr(diffusers, name)
     cls = getattr(diffusers if ours else transformers, name)
+    if device == "meta":
+        with torch.device("meta"):
+            module = cls.from_config(cls.load_config(folder)) if ours else cls(cls.config_class.from_pretrained(folder))
+        # Not by diffusers' own `to`, which warns of types that it would keep if there were weights.
+        return nn.Module.to(module, dtype).eval().requires_grad_(False)
     module = cls.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, **({"torch_dtype": dtype} if ours else {})
     )

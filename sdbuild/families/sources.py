@@ -15,7 +15,7 @@ from typing import Protocol
 from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families import compose, hub, single
-from sdbuild.families.layout import INDEX, read_config
+from sdbuild.families.layout import INDEX, WEIGHTS, read_config
 from sdbuild.recipe.places import embedded, is_hub_id, place_of
 
 
@@ -121,6 +121,25 @@ def bring(source: Source, project: Path, say: Callable[[str], None] = lambda mes
     found = find(source, project)
     assert found is not None, source
     return found
+
+
+def outline(source: Source, project: Path, say: Callable[[str], None] = lambda message: None) -> Path:
+    """Find a base of which nothing but the weights may be missing; of a hub id nothing else is downloaded.
+
+    Raises:
+        DataError: as `bring`.
+    """
+    folder = find(source, project)
+    if folder is not None:
+        return folder
+    if not is_hub_id(source.model) or place_of(source.model, project) is not None:
+        return bring(source, project, say)
+    folder = hub.snapshot(source.model, source.wanted)
+    known = folder is not None and (folder / INDEX).is_file()
+    if folder is None or not known or any(not name.endswith(WEIGHTS) for name in hub.missing(folder, t5=source.t5)):
+        say(f"downloading the configuration of the base {source.model}")
+        folder = hub.download_outline(source.model, source.wanted)
+    return folder
 
 
 def commits(source: Source, project: Path) -> Commits:
