@@ -46,7 +46,8 @@ def trace(step: Callable[[], None], held: Iterable[Tensor], parameters: Iterable
         parameters: whose gradients are counted.
     """
     live = Live(held)
-    hooks = [parameter.register_post_accumulate_grad_hook(live.arrived) for parameter in parameters]
+    watched: list[Any] = list(parameters)
+    hooks = [parameter.register_post_accumulate_grad_hook(live.arrived) for parameter in watched]
     try:
         with live:
             step()
@@ -56,11 +57,11 @@ def trace(step: Callable[[], None], held: Iterable[Tensor], parameters: Iterable
     return Traced(peak=live.peak, gradients=live.gradients_at_peak, largest=live.largest)
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages of all tensors that operations return, until they are freed."""
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = self.largest = 0
         self.gradients = self.gradients_at_peak = 0
         self._held = [tensor.untyped_storage() for tensor in held]
