@@ -222,14 +222,32 @@ class Engine:
         return self._alike.setdefault(json.dumps([step.kind, step.spec], sort_keys=True), threading.Lock())
 
     def _check_unchanged(self, step: Step, before: Verdict) -> None:
+        """Look at the inputs again: as they would be built now, and as they lie there, for anybody may edit outs."""
         self.oracle.forget()
+        self.oracle.reads.forget()
         after = self.oracle.judge(step.name)
-        same_files = {path: digest.md5 for path, digest in before.deps.items()} == {
-            path: digest.md5 for path, digest in after.deps.items()
+        changed = {
+            dep.path: None
+            for dep in step.deps
+            for now in (after.deps.get(dep.path), self.stat.digest(dep.path))
+            if now is None or now.md5 != before.deps[dep.path].md5
         }
-        unread = all(dep.viewed for dep in step.deps) and dict(before.reads) == dict(after.reads)
-        if not same_files and not unread:
-            raise StepError(f"{step.name}: its inputs changed while it ran, so its result was not kept; run doit again")
+        if changed and all(dep.viewed for dep in step.deps) and before.reads == after.reads == self._reads_now(step):
+            return
+        if not changed and "base" in before.reads and self.oracle.reads.digest("base", step) != before.reads["base"]:
+            changed = {f"the base {step.base.model}": None}
+        if changed:
+            what = ", ".join(changed)
+            raise StepError(
+                f"{step.name}: its inputs changed while it ran, so its result was not kept; run doit again ({what})"
+            )
+
+    def _reads_now(self, step: Step) -> Mapping[str, str]:
+        """What the step would read of what lies there."""
+        try:
+            return self.oracle.reads.all(step)
+        except DataError:
+            return {}
 
     def _put_back(self, step: Step) -> None:
         """After a failure: the last good outs, where a step had already replaced them."""

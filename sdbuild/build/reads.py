@@ -46,6 +46,10 @@ class Reads:
             write_atomic(path, json.dumps(content, ensure_ascii=False))
         return digest
 
+    def forget(self) -> None:
+        """Look at bases anew: one may have changed."""
+        self._bases.clear()
+
     def changes(self, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         """Differences between recorded and present digests, in words."""
         reasons: list[str] = []

@@ -72,6 +72,24 @@ def test_a_picture_that_changes_under_a_training(built: Work) -> None:
     assert built.adapter() != before
 
 
+def test_an_edited_out_is_no_input(built: Work) -> None:
+    """Captions that somebody edits under a training: the oracle knows what they should be, the disk what they are."""
+    before, lock = built.adapter(), built.read("dvc.lock")
+    built.recipe(train=LONG)
+    captions = built.read("build/cat/captions.jsonl")
+    edited = captions.replace(b"sks", b"skz")
+    code, said = when_training(built, lambda process: built.write("build/cat/captions.jsonl", edited))
+    assert code == 1, said
+    assert "cat:train: its inputs changed while it ran" in said
+    assert "(build/cat/captions.jsonl)" in said
+    assert built.adapter() == before
+    assert built.read("dvc.lock") == lock
+    assert built.doit("cat:train").ran == {"cat:train": 0}, "the training was lost"
+    assert built.read("build/cat/captions.jsonl") == captions
+    assert b"skz" not in built.adapter()
+    assert built.doit("cat:train").ran == {}
+
+
 def small_disk(work: Work, folder: str, kilobytes: int) -> list[str] | None:
     """Command that builds with a real, small disk at a folder; None where the system does not let us have one."""
     (work.root / folder).mkdir(parents=True, exist_ok=True)
