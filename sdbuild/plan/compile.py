@@ -65,6 +65,12 @@ def _mask_minimum(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {"mask_minimum": mask["minimum"]} if mask and mask["minimum"] else {}
 
 
+def _learned(train: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sampler has to know of the training."""
+    found: dict[str, Any] = {} if train["prediction"] == "base" else {"prediction": train["prediction"]}
+    return found | ({"zero_terminal_snr": True} if train["noise"]["zero_terminal_snr"] else {})
+
+
 def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     datasets, images, method, train = recipe["datasets"], recipe["images"], recipe["method"], recipe["train"]
     folder = f"build/{name}"
@@ -161,7 +167,14 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         sample = {key: value for key, value in recipe["sample"].items() if key != "refine_from" or refiner}
         yield step(
             "samples",
-            {"name": name, **_as_set(sample), "resolution": images["resolution"], "method": method, **encoding},
+            {
+                "name": name,
+                **_as_set(sample),
+                "resolution": images["resolution"],
+                "method": method,
+                **encoding,
+                **_learned(train),
+            },
             deps=(Dep(path=f"{folder}/adapter"),),
             outs=(Out(path=f"{folder}/samples"),),
             views=("base",),

@@ -31,6 +31,10 @@ class Settings:
     height: int
     refine_from: float = 1.0
     """Share of the steps after which a refiner goes on, where the base has one."""
+    prediction: str | None = None
+    """What the adapter predicts, where that is not what the base does; see `make_scheduler`."""
+    zero_terminal_snr: bool = False
+    """Whether the adapter has learned that the last timestep is noise alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +97,15 @@ def draw(pipeline: Any, family: Family, wanted: Sequence[Sample], settings: Sett
         Each sample with its picture, the same as diffusers' own call gives with a CPU generator of that seed.
     """
     text = family.text_of(pipeline)
-    pipeline.scheduler = make_scheduler(settings.scheduler, pipeline.scheduler.config)
+    own = pipeline.scheduler.config
+    alone = make_scheduler(settings.scheduler, own)
+    adapted = make_scheduler(
+        settings.scheduler, own, prediction=settings.prediction, zero_terminal_snr=settings.zero_terminal_snr
+    )
     refiner = family.refiner(pipeline)
     for sample in wanted:
         set_strength(pipeline, sample.strength)
+        pipeline.scheduler = adapted if sample.strength else alone
         how = {
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance,
@@ -110,7 +119,7 @@ def draw(pipeline: Any, family: Family, wanted: Sequence[Sample], settings: Sett
         split = settings.refine_from
         latents = pipeline(**said, **size, **how, denoising_end=split, output_type="latent").images
         # Schedulers keep the state of a run; the refiner's is as new.
-        refiner.scheduler = make_scheduler(settings.scheduler, pipeline.scheduler.config)
+        refiner.scheduler = make_scheduler(settings.scheduler, own)
         prompts = {"prompt": plain(sample.prompt), "negative_prompt": plain(settings.negative) or None}
         yield sample, refiner(**prompts, image=latents, denoising_start=split, **how).images[0]
 

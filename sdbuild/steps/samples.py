@@ -31,6 +31,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         width=side,
         height=side,
         refine_from=spec.get("refine_from", 1.0),
+        prediction=spec.get("prediction"),
+        zero_terminal_snr=spec.get("zero_terminal_snr", False),
         **{key: spec[key] for key in ("scheduler", "steps", "guidance", "negative")},
     )
     wanted = samples(spec["prompts"], spec["seeds"], spec["strengths"])
@@ -65,6 +67,8 @@ def _number(value: float) -> str:
 
 
 def _write_list(path: Path, spec: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> None:
-    settings = {key: spec[key] for key in ("scheduler", "steps", "guidance", "negative", "resolution")}
+    always = ("scheduler", "steps", "guidance", "negative", "resolution")
+    where_set = [key for key in ("prediction", "zero_terminal_snr") if key in spec]
+    settings = {key: spec[key] for key in (*always, *where_set)}
     content = {"version": VERSION, "name": spec["name"], "settings": settings, "grid": "grid.png", "pictures": listed}
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

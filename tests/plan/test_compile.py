@@ -54,6 +54,8 @@ def test_without_samples(tmp_path: Path) -> None:
     [
         ("train", {"learning_rate": 0.5}, {"train"}),
         ("train", {"caption_dropout": 0.1}, {"text", "train"}),
+        ("train", {"prediction": "v"}, {"train", "samples"}),
+        ("train", {"prediction": "v", "noise": {"zero_terminal_snr": True}}, {"train", "samples"}),
         ("sample", {"guidance": 3}, {"samples"}),
         ("images", {"resolution": 64}, {"images", "samples"}),
         ("images", {"flip": True}, {"latents"}),
@@ -102,6 +104,7 @@ def test_settings_of_later_versions_are_no_parameters_until_they_are_set(tmp_pat
     }
     assert found["text"] == {"version": 1, "empty": False}
     assert found["train"]["datasets"] == [{"repeats": 1}]
+    assert not {"prediction", "zero_terminal_snr"} & found["samples"].keys()
 
 
 def test_no_parameter_has_a_name_that_dvc_leaves_out_of_its_run_cache(tmp_path: Path) -> None:
