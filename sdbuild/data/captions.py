@@ -83,7 +83,7 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
         folder = Folder(
             path=path,
             project=project,
-            trigger=_clean(dataset.get("trigger") or ""),
+            trigger=clean(dataset.get("trigger") or ""),
             sidecars=sidecars,
             lines=dataset.get("lines", False),
         )
@@ -122,6 +122,33 @@ def with_trigger(text: str, trigger: str) -> str:
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
         return text
     return f"{trigger} {text}"
+
+
+def clean(text: str) -> str:
+    """One line in NFC: lines are joined, runs of white space become one space, what is invisible goes."""
+    visible = "".join(" " if character < " " or character in "\x7f\ufeff" else character for character in nfc(text))
+    return " ".join(visible.split())
+
+
+def without_trigger(text: str, trigger: str) -> str:
+    """The caption as `with_trigger` was given it, or one of which it makes the same."""
+    bare = text.removeprefix(f"{trigger} ") if trigger else text
+    return bare if with_trigger(bare, trigger) == text else text
+
+
+def hand_written(
+    project: Path, folder: str, sidecars: Sidecars, pictures: Sequence[str], *, lines: bool
+) -> Texts | Problem | None:
+    """What the sidecars of one picture say, as they stand on disk, or what is wrong with them; None without any.
+
+    Args:
+        project: root of the project.
+        folder: of the dataset, relative to it.
+        sidecars: of that folder.
+        pictures: its paths relative to the folder, of which the first with a sidecar counts.
+        lines: whether each line is a caption of its own.
+    """
+    return _sidecar_of(Folder(path=folder, project=project, trigger="", sidecars=sidecars, lines=lines), pictures)
 
 
 def _caption_folder(folder: Folder, images: Sequence[ImageRecord], spec: Mapping[str, Any]) -> list[CaptionRecord]:
@@ -169,7 +196,7 @@ def _sidecar(folder: Folder, picture: str) -> Texts | Problem | None:
         text = _read_text(folder.project / name, name)
         if isinstance(text, Problem):
             return text
-        texts = tuple(filter(None, map(_clean, text.split("\n") if folder.lines else [text])))
+        texts = tuple(filter(None, map(clean, text.split("\n") if folder.lines else [text])))
         if not texts:
             return Problem(file=name, message="this caption is empty; write what the picture shows, or delete the file")
         found.setdefault(texts, name)
@@ -215,7 +242,7 @@ def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
             "trigger": folder.trigger,
         }
         message = f"the template gives an empty caption for it: rename it, or write a caption into {path.stem}.txt"
-        text = _clean(template.format_map(values))
+        text = clean(template.format_map(values))
         return (text,) if text else Problem(file=str(path), message=message)
 
     return caption
@@ -284,11 +311,11 @@ def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, Texts] | 
         values: list[Any] = value if several and isinstance(value, list) else [value]
         if not values or not all(isinstance(text, str) for text in values):
             return f"`{names[0]}` is missing or not a text; {example}"
-        if not all(_is_encodable(text) and _clean(text) for text in values):
+        if not all(_is_encodable(text) and clean(text) for text in values):
             return f"`{names[0]}` is empty or not valid Unicode; {example}"
         found.append(tuple(values))
     (picture,), texts = found
-    return nfc(PurePosixPath(picture).as_posix()), tuple(map(_clean, texts))
+    return nfc(PurePosixPath(picture).as_posix()), tuple(map(clean, texts))
 
 
 def _read_text(path: Path, name: str) -> str | Problem:
@@ -310,12 +337,6 @@ def _read_text(path: Path, name: str) -> str | Problem:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"not UTF-8 (byte 0x{data[error.start]:02x}, as in Latin-1 or Windows text); save it as UTF-8"
         return Problem(file=name, line=line, message=message)
-
-
-def _clean(text: str) -> str:
-    """One line in NFC: lines are joined, runs of white space become one space, what is invisible goes."""
-    visible = "".join(" " if character < " " or character in "\x7f\ufeff" else character for character in nfc(text))
-    return " ".join(visible.split())
 
 
 def _is_encodable(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,23 @@ def test_warnings_are_passed_on(build: Captions) -> None:
     write_images(build.project / "images.jsonl", [image("a.png", "b.png")])
     build.step()
     assert "different captions" in build.warnings[0]
+
+
+def test_a_changed_picture_under_a_hand_written_caption_is_asked_about(build: Captions) -> None:
+    build.step()
+    rows = read_images(build.project / "images.jsonl")
+    write_images(build.project / "images.jsonl", [replace(rows[0], digest="repainted"), *rows[1:]])
+    for _ in range(2):  # again until it is answered
+        build.warnings.clear()
+        build.step()
+        assert build.texts["repainted"] == "a a"
+        (warning,) = build.warnings
+        assert warning.startswith(f"the picture under the hand-written caption of {FOLDER}/a.png changed")
+        assert f"sdbuild captions edit cat {FOLDER}/a.png" in warning
+    write(build.project / FOLDER / "a.txt", "a new a")
+    build.warnings.clear()
+    build.step()
+    assert build.warnings == []
+    write_images(build.project / "images.jsonl", [replace(row, digest=f"new {row.path}") for row in rows])
+    build.step()
+    assert "the pictures under 3 hand-written captions" in build.warnings[0]
