@@ -12,6 +12,8 @@ from benchmarks.project import Steps, bare_project
 from sdbuild import families, methods
 from sdbuild.data.items import ShardReader
 from sdbuild.families.contract import NoiseSchedule
+from sdbuild.methods.contract import Networks
+from sdbuild.recipe.methods import method_of
 from sdbuild.training.optimizers import OPTIMIZERS
 from tests.tiny import make_pictures
 
@@ -99,7 +101,9 @@ def bare_loop(steps: Steps, count: int) -> tuple[float, float]:
     settings = spec["train"]
     family = families.load(steps.root / "base")
     denoiser = family.load_denoiser()
-    adapter = methods.load("lora").inject({"unet": denoiser.module}, spec["method"], seed=0)
+    adapter = methods.load("lora").inject(
+        Networks(modules={"unet": denoiser.module}), method_of(spec["method"]), seed=0
+    )
     parameters = [parameter for _, parameter in adapter.parameters()]
     optimizer = OPTIMIZERS["adamw"](parameters, settings["learning_rate"], settings["weight_decay"])
     schedule = family.noise_schedule()

@@ -158,6 +158,8 @@ class Family(Protocol):
     name: str
     """The family's key in `FAMILIES`."""
     folder: Path
+    denoiser: Component
+    """The component that is the denoiser."""
     clip_skip: int
     """Which layer of the text encoders counts: 1 is the usual one, 2 the one before it."""
     zeros_for_empty: bool

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sdbuild.families.contract import Denoiser, Schedule, TextEncoder
+    from sdbuild.families.contract import Component, Denoiser, Schedule, TextEncoder
     from sdbuild.families.networks import KLEncoder
     from sdbuild.families.text import Clip
 
@@ -25,7 +25,7 @@ KINDS = ("epsilon", "v_prediction", "sample")
 class DiffusionFamily:
     """A base with a UNet, a KL autoencoder and CLIP text encoders; see `contract.Family`."""
 
-    denoiser = "unet"
+    denoiser: Component = "unet"
     pipeline_class: str
     text_classes: Mapping[str, str]
     """Class of each CLIP text encoder."""

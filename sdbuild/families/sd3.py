@@ -85,7 +85,7 @@ class StableDiffusion3(DiffusionFamily):
     """A base of this family; see `contract.Family`."""
 
     name = "sd3"
-    denoiser = "transformer"
+    denoiser: Component = "transformer"
     pipeline_class = DESCRIPTION.pipeline
     usual_layer = 1
     text_classes: Mapping[str, str] = dict.fromkeys(("text_encoder", "text_encoder_2"), "CLIPTextModelWithProjection")

@@ -1,17 +1,20 @@
-"""Ways to adapt a model. To add one: its module, and a line in `METHODS`."""
+"""Ways to adapt a model. To add one: its package, and a line in `METHODS`. Importing it is light."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from sdbuild.methods.contract import Method
+if TYPE_CHECKING:
+    from sdbuild.methods.contract import Method
 
 METHODS: Mapping[str, str] = {"lora": "sdbuild.methods.lora"}
-"""By the recipe's `method.kind`: the module whose `METHOD` adapts models."""
+"""By the recipe's `method.kind`: a package with `spec`, whose `SPEC` is read from recipes without torch, and with
+`adapter`, whose `METHOD` adapts models."""
 
 
 def load(kind: str) -> Method:
     """Import a method."""
-    method: Method = importlib.import_module(METHODS[kind]).METHOD
+    method: Method = importlib.import_module(f"{METHODS[kind]}.adapter").METHOD
     return method

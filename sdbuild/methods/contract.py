@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from sdbuild.families.contract import Component, KeyMap
+from sdbuild.families.contract import Component, KeyMap, TextEncoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Networks:
+    """The networks of a base, or of a pipeline, that a method changes: those of its spec's `sides`."""
+
+    modules: Mapping[Component, nn.Module]
+    """Frozen."""
+    text: TextEncoder | None = None
+    """What runs the text encoders among them, with their tokenizers; None where they do not change."""
+
+
+class Strength(Protocol):
+    """An adapter in a pipeline."""
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the adapter's effect; 0 is the base exactly, 1 what was trained."""
 
 
 class Adapter(Protocol):
@@ -44,10 +63,16 @@ class Adapter(Protocol):
 
 
 class Method(Protocol):
-    """One way to adapt."""
+    """One way to adapt; specs are those of its kind, see `spec.MethodSpec`."""
 
-    def inject(self, modules: Mapping[Component, nn.Module], spec: Mapping[str, Any], *, seed: int) -> Adapter:
+    def inject(self, base: Networks, spec: Any, *, seed: int) -> Adapter:
         """Add a fresh adapter to the networks given, in place; the seed alone decides its start.
 
-        The networks are frozen. Raises `RecipeError` for a target that matches nothing.
+        Raises `RecipeError` for a target that matches nothing.
+        """
+
+    def apply(self, pipeline: Any, base: Networks, spec: Any, folder: Path, *, key_map: KeyMap, name: str) -> Strength:
+        """Add a trained adapter to a diffusers pipeline, from the files that `Adapter.export` gave under that name.
+
+        Several may be added one after the other, under names of their own.
         """

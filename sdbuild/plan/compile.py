@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
+from sdbuild.recipe.methods import method_of
 
 if TYPE_CHECKING:
+    from sdbuild.methods.spec import Side
     from sdbuild.recipe.models import Recipe
 
 VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 2, "samples": 2}
@@ -25,9 +27,9 @@ def plan_resolved(name: str, recipe: Mapping[str, Any], base: Base) -> list[Step
     return list(_steps(name, recipe, base))
 
 
-def trained_components(method: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parts of the base that training reads, by the recipe's method; see `families.description.Part`."""
-    return ("denoiser", "schedule", "vae", *(("text",) if method.get("text_encoder") else ()))
+def trained_components(sides: Collection[Side]) -> tuple[str, ...]:
+    """Parts of the base that training reads, by what the method changes; see `families.description.Part`."""
+    return ("denoiser", "schedule", "vae", *(("text",) if "text" in sides else ()))
 
 
 OPTIONAL: Mapping[str, Any] = {
@@ -72,11 +74,12 @@ def _learned(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
-    datasets, images, method, train = recipe["datasets"], recipe["images"], recipe["method"], recipe["train"]
+    datasets, images, train = recipe["datasets"], recipe["images"], recipe["train"]
+    method = method_of(recipe["method"])
     folder = f"build/{name}"
     folders = tuple(Dep(path=path, viewed=True) for path in dict.fromkeys(data["path"] for data in datasets))
     images_file, captions_file = f"{folder}/images.jsonl", f"{folder}/captions.jsonl"
-    trains_text = bool(method.get("text_encoder"))
+    trains_text = "text" in method.sides
 
     def step(kind: StepKind, spec: Mapping[str, Any], **parts: Any) -> Step:
         return Step(recipe=name, kind=kind, spec={"version": VERSIONS[kind], **spec}, base=base, **parts)
@@ -148,7 +151,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             "datasets": [
                 {"repeats": data["repeats"], **_set(data, "weight", "tags"), **_mask_minimum(data)} for data in datasets
             ],
-            "method": method,
+            "method": method.stated(),
             "train": _as_set(train),
             **(encoding if trains_text else {}),
         },
@@ -159,7 +162,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             Out(path=f"{folder}/loss.csv", kind="plot"),
         ),
         views=("records", "base"),
-        components=trained_components(method),
+        components=trained_components(method.sides),
         final=True,
     )
     if recipe["sample"] is not None:
@@ -171,7 +174,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
                 "name": name,
                 **_as_set(sample),
                 "resolution": images["resolution"],
-                "method": method,
+                "method": method.stated(),
                 **encoding,
                 **_learned(train),
             },

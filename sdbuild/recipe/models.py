@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from sdbuild.methods.lora.spec import Lora
 from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
-from sdbuild.recipe.methods import Lora, Method
+from sdbuild.recipe.methods import Method
 from sdbuild.recipe.names import group_of
 from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text
 from sdbuild.recipe.train import Train as Train
@@ -87,7 +88,7 @@ class Recipe(Spec):
             for position, resolution in enumerate(dataset.resolutions or ()):
                 if misfit := self.images.buckets.misfit(resolution):
                     yield f"datasets.{index}.resolutions.{position}", misfit
-        if self.train.learning_rates.text_encoder is not None and not self.method.text_encoder:
+        if self.train.learning_rates.text_encoder is not None and "text" not in self.method.sides:
             yield "train.learning_rates.text_encoder", "the text encoder is not trained; set method.text_encoder: true"
 
     def resolved(self) -> dict[str, Any]:

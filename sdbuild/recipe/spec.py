@@ -66,7 +66,8 @@ def descriptions(model: type[BaseModel]) -> Mapping[str, str]:
     for field, after in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             name = ast.unparse(field.target)
-            found[model.model_fields[name].alias or name] = inspect.cleandoc(str(after.value.value))
+            if name in model.model_fields:
+                found[model.model_fields[name].alias or name] = inspect.cleandoc(str(after.value.value))
     return found
 
 

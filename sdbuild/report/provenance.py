@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
 from sdbuild.build.revisions import Revisions
@@ -18,6 +20,7 @@ from sdbuild.errors import DataError, UsageError
 from sdbuild.families.digest import base_digest, md5_file
 from sdbuild.plan.compile import VERSIONS, trained_components
 from sdbuild.plan.model import STEP_KINDS
+from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.places import BASES, embedded
 from sdbuild.report.changes import value_changes
 from sdbuild.report.difference import settings
@@ -205,8 +208,11 @@ def _spec(header: Header) -> Mapping[str, Any] | None:
 
 def _embedded_base(digest: str, spec: Mapping[str, Any] | None) -> str | None:
     """Name of the embedded base whose content this is."""
-    method = (spec or {}).get("method")
-    components = trained_components(method if isinstance(method, dict) else {})
+    try:
+        sides = method_of((spec or {}).get("method", {})).sides
+    except ValidationError:
+        sides = frozenset({"denoiser"})
+    components = trained_components(sides)
     for name in embedded():
         try:
             if base_digest(BASES / name, components, md5_file) == digest:

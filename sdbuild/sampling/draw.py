@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -14,8 +13,12 @@ from sdbuild.families.contract import Family, TextEncoder
 from sdbuild.sampling.prompts import plain, words
 from sdbuild.sampling.schedulers import SCHEDULERS, make_scheduler
 
-ADAPTER = "adapter"
-"""Name of the one adapter in a pipeline."""
+
+class Strength(Protocol):
+    """An adapter in a pipeline; see `methods.contract.Strength`."""
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the adapter's effect; 0 is the base exactly, 1 what was trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,38 +60,29 @@ def samples(prompts: Sequence[str], seeds: Sequence[int], strengths: Sequence[fl
     ]
 
 
-def load_adapter(pipeline: Any, file: Path) -> None:
-    """Load a LoRA in diffusers' format into a pipeline."""
-    pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER, local_files_only=True)
-
-
-def load_pipeline(family: Family, adapter: Path, device: torch.device, *, offload: bool) -> Any:
-    """Load a base's pipeline with an adapter.
+def load_pipeline(
+    family: Family, device: torch.device, apply: Callable[[Any], Strength], *, offload: bool = False
+) -> tuple[Any, Strength]:
+    """Load a base's pipeline, and let `apply` add adapters to it.
 
     With `offload` its networks wait in the main memory, and each is on the GPU while it computes.
     """
     offload = offload and device.type != "cpu"
     pipeline = family.pipeline(device="cpu" if offload else str(device))
-    load_adapter(pipeline, adapter)
+    adapter = apply(pipeline)
     if offload:
         pipeline.enable_model_cpu_offload(device=device)
-    return pipeline
+    return pipeline, adapter
 
 
-def set_strength(pipeline: Any, strength: float) -> None:
-    """Scale the adapter; at 0 its layers are skipped, which leaves the base exactly."""
-    if strength == 0:
-        pipeline.disable_lora()
-    else:
-        pipeline.enable_lora()
-        pipeline.set_adapters([ADAPTER], [strength])
-
-
-def draw(pipeline: Any, family: Family, wanted: Sequence[Sample], settings: Settings) -> Iterator[tuple[Sample, Image]]:
+def draw(
+    pipeline: Any, adapter: Strength, family: Family, wanted: Sequence[Sample], settings: Settings
+) -> Iterator[tuple[Sample, Image]]:
     """Draw samples one after the other.
 
     Args:
-        pipeline: of the family's base, with the adapter loaded.
+        pipeline: of the family's base, with the adapter in it.
+        adapter: which is given each sample's strength.
         family: knows how prompts with weights, and longer ones than fit at once, become conditions.
         wanted: in any order.
         settings: of all.
@@ -104,7 +98,7 @@ def draw(pipeline: Any, family: Family, wanted: Sequence[Sample], settings: Sett
     )
     refiner = family.refiner(pipeline)
     for sample in wanted:
-        set_strength(pipeline, sample.strength)
+        adapter.set_strength(sample.strength)
         pipeline.scheduler = adapted if sample.strength else alone
         how = {
             "num_inference_steps": settings.steps,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdbuild.recipe.methods import method_of
 from sdbuild.steps.contract import Context, Inputs, Items
 
 VERSION = 1
 """Of `samples.json`."""
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -23,6 +24,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     from sdbuild import families
     from sdbuild.sampling.draw import Settings, draw, load_pipeline, parameters, samples
     from sdbuild.sampling.grid import Row, make_grid
+    from sdbuild.steps.model import apply
 
     assert inputs.base is not None
     assert inputs.adapter is not None
@@ -40,9 +42,10 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     folder.mkdir()
     context.progress(0, len(wanted), "pictures")
     family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
-    pipeline = load_pipeline(family, inputs.adapter / ADAPTER_FILE, PartialState().device, offload="offload" in spec)
+    add = partial(apply, family=family, method=method_of(spec["method"]), folder=inputs.adapter, name=spec["name"])
+    pipeline, adapter = load_pipeline(family, PartialState().device, add, offload="offload" in spec)
     listed: list[dict[str, Any]] = []
-    for done, (sample, picture) in enumerate(draw(pipeline, family, wanted, settings), start=1):
+    for done, (sample, picture) in enumerate(draw(pipeline, adapter, family, wanted, settings), start=1):
         name = f"{spec['prompts'].index(sample.prompt):02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"
         chunk = PngInfo()
         chunk.add_text("parameters", parameters(sample, settings, spec["name"]))

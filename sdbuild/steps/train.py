@@ -15,25 +15,27 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from sdbuild import families, methods
+from sdbuild import families
 from sdbuild.data.items import ShardReader
 from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
-from sdbuild.families.contract import Denoiser, Family, FlowSchedule, PredictionType, Schedule
+from sdbuild.families.contract import Family, FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter
+from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
+from sdbuild.steps.model import Model, assemble
 from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.checkpoint import Checkpoints
 from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
-from sdbuild.training.examples import Batch, Batches, Cache, Conditions, Encoded, Example, Stored
+from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Example, Stored
 from sdbuild.training.inputs import data_digest, pictures, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
-from sdbuild.training.precision import Precision, checkpoint_gradients
+from sdbuild.training.precision import Precision
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
@@ -54,17 +56,6 @@ class Data:
     digest: str
     skipped: int
     """Pictures that could not be used."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """The base with a fresh adapter in it."""
-
-    denoiser: Denoiser
-    adapter: Adapter
-    conditions: Conditions
-    networks: Sequence[torch.nn.Module]
-    """Those that the adapter is in."""
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -89,11 +80,18 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         learned, own = (NAMES[kind] for kind in (objective.prediction, schedule.prediction_type))
         context.warn(f"the base predicts {own} and learns to predict {learned}; samplers must be set to {learned}")
     with memory_told(spec), _reproducible(device):
-        model = _model(family, spec, data, inputs, precision, device)
+        model = assemble(
+            family,
+            method_of(spec["method"]),
+            seed=settings.seed,
+            precision=precision,
+            device=device,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
         parts: dict[str, Any] = {
             "latent": Cache(read=ShardReader(inputs.latents).read),
             "scale": family.scale,
-            "conditions": model.conditions,
+            "conditions": _conditions(model, data, inputs, settings, device),
             "timesteps": schedule.timesteps,
             "device": device,
         }
@@ -141,30 +139,17 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
     )
 
 
-def _model(
-    family: Family, spec: Mapping[str, Any], data: Data, inputs: Inputs, precision: Precision, device: torch.device
-) -> Model:
-    settings, method = Train.model_validate(spec["train"]), spec["method"]
-    denoiser = precision.load(family.load_denoiser, device)
-    modules: dict[Any, torch.nn.Module] = {denoiser.component: denoiser.module}
-    conditions: Conditions
-    if method["text_encoder"]:
-        text = precision.load(family.load_text, device)
-        modules |= text.modules
-        conditions = Encoded(tokenize=text.tokenize, condition=text.condition, device=device)
-    else:
-        assert inputs.text is not None
-        keys = read_texts(inputs.text)
-        wanted = {text for example in (*data.examples, *data.holdout) for text in example.texts}
-        missing = (wanted | {""} if settings.caption_dropout else wanted) - keys.keys()
-        if missing:
-            raise StepError(f"no text item for {min(missing)!r}; build the text step again")
-        conditions = Stored(item=Cache(read=ShardReader(inputs.text).read), keys=keys, device=device)
-    precision.settle(modules.values(), device)
-    if settings.gradient_checkpointing:
-        checkpoint_gradients(modules.values())
-    adapter = methods.load(method["kind"]).inject(modules, method, seed=settings.seed)
-    return Model(denoiser=denoiser, adapter=adapter, conditions=conditions, networks=tuple(modules.values()))
+def _conditions(model: Model, data: Data, inputs: Inputs, settings: Train, device: torch.device) -> Stored | Encoded:
+    """Return what gives captions as conditions: the text encoder that changes, or else what the text step wrote."""
+    if model.text is not None:
+        return Encoded(tokenize=model.text.tokenize, condition=model.text.condition, device=device)
+    assert inputs.text is not None
+    keys = read_texts(inputs.text)
+    wanted = {text for example in (*data.examples, *data.holdout) for text in example.texts}
+    missing = (wanted | {""} if settings.caption_dropout else wanted) - keys.keys()
+    if missing:
+        raise StepError(f"no text item for {min(missing)!r}; build the text step again")
+    return Stored(item=Cache(read=ShardReader(inputs.text).read), keys=keys, device=device)
 
 
 def _objectives(settings: Train, schedule: Schedule, device: torch.device) -> tuple[Objective, Objective]:

@@ -76,7 +76,7 @@ def kohya(
         "ss_base_model_version": family.ss_base_model_version,
         "ss_learning_rate": str(train["learning_rate"]),
         "ss_unet_lr": str(rates["denoiser"] or train["learning_rate"]),
-        "ss_text_encoder_lr": str(text_rate if spec["method"]["text_encoder"] else 0.0),
+        "ss_text_encoder_lr": str(text_rate if spec["method"].get("text_encoder") else 0.0),
         "ss_optimizer": train["optimizer"],
         "ss_lr_scheduler": train["schedule"],
         "ss_lr_warmup_steps": str(train["warmup"]),

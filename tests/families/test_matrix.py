@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdbuild import families, methods
+from sdbuild import families
 from sdbuild.families.contract import Family, NoiseSchedule
 from sdbuild.training.objective import Objective
+from tests.adapters import inject
 from tests.tiny import PIPELINES, make_pipeline
 
 CASES = [*PIPELINES, "sd3-without-t5"]
@@ -177,7 +178,7 @@ def test_a_flows_timesteps_are_shifted_as_its_scheduler_says(tmp_path: Path) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_step_lowers_the_loss(case: Case, dtype: torch.dtype) -> None:
     denoiser = case.family.load_denoiser(dtype)
-    adapter = methods.load("lora").inject({denoiser.component: denoiser.module}, LORA, seed=0)
+    adapter = inject({denoiser.component: denoiser.module}, LORA)
     objective = Objective.of(case.family.noise_schedule(), torch.device("cpu"))
     x, spread, timesteps = (
         noise(2, case.channels, 8, 8, seed=1),
@@ -201,7 +202,7 @@ def test_a_step_lowers_the_loss(case: Case, dtype: torch.dtype) -> None:
 
 def test_text_encoders_can_be_adapted(case: Case) -> None:
     text = case.family.load_text()
-    adapter = methods.load("lora").inject(text.modules, LORA | {"text_encoder": True}, seed=0)
+    adapter = inject(text.modules, LORA | {"text_encoder": True})
     names = [name for name, _ in adapter.parameters()]
     assert {name.partition(".")[0] for name in names} == set(text.modules)
     tokens = {name: ids[None] for name, ids in text.tokenize("a cat").items()}
@@ -215,7 +216,7 @@ def test_diffusers_loads_what_is_exported(case: Case, tmp_path: Path) -> None:
 
     denoiser, text = case.family.load_denoiser(), case.family.load_text()
     modules = {denoiser.component: denoiser.module, **text.modules}
-    adapter = methods.load("lora").inject(modules, LORA, seed=0)
+    adapter = inject(modules, LORA)
     with torch.no_grad():
         for index, (_, parameter) in enumerate(adapter.parameters()):
             parameter.copy_(noise(*parameter.shape, seed=index) * 0.1)
@@ -242,7 +243,7 @@ def test_diffusers_loads_what_is_exported(case: Case, tmp_path: Path) -> None:
 def test_names_in_kohyas_files_go_there_and_back(case: Case) -> None:
     denoiser, text = case.family.load_denoiser(), case.family.load_text()
     modules = {denoiser.component: denoiser.module, **text.modules}
-    adapter = methods.load("lora").inject(modules, LORA | {"targets": "all-linear"}, seed=0)
+    adapter = inject(modules, LORA | {"targets": "all-linear"})
     with torch.no_grad():
         for index, (_, parameter) in enumerate(adapter.parameters()):
             parameter.copy_(noise(*parameter.shape, seed=index))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from transformers import CLIPTokenizer
 
-from sdbuild import families, methods
+from sdbuild import families
 from sdbuild.families import convert, single
 from sdbuild.families.layout import read_json
+from tests.adapters import inject
 from tests.original import clip_names, mmdit_names, openclip_names, unet_names, vae_names
 
 NAMES = sorted(path.stem for path in single.CONFIGS.glob("*.json"))
@@ -58,7 +59,7 @@ def test_a_lora_has_the_usual_size(name: str, tmp_path: Path) -> None:
     component: Any = "transformer" if name.startswith("sd3") else "unet"
     module = network(name, component, tmp_path)
     spec = {"kind": "lora", "rank": 4, "alpha": 4.0, "targets": "attention", "text_encoder": False, "dropout": 0.0}
-    adapter = methods.load("lora").inject({component: module.to_empty(device="meta")}, spec, seed=0)
+    adapter = inject({component: module.to_empty(device="meta")}, spec)
     assert sum(parameter.numel() for _, parameter in adapter.parameters()) == LORAS[name]
 
 

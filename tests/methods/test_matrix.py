@@ -14,6 +14,7 @@ from torch import Tensor
 from sdbuild import families, methods
 from sdbuild.families.contract import Denoiser, Family, TextEncoder
 from sdbuild.methods.contract import Adapter
+from tests.adapters import inject
 from tests.tiny import make_pipeline
 
 LORA: dict[str, Any] = {
@@ -42,14 +43,14 @@ class Bench:
         self.denoiser: Denoiser = family.load_denoiser()
         self.text: TextEncoder = family.load_text()
         self.modules: dict[Any, torch.nn.Module] = {"unet": self.denoiser.module}
-        if spec["text_encoder"]:
+        if spec.get("text_encoder"):
             self.modules |= self.text.modules
         self.before = self.predict()
         self.weights = {
             component: {name: tensor.clone() for name, tensor in module.state_dict().items()}
             for component, module in self.modules.items()
         }
-        self.adapter: Adapter = methods.load(spec["kind"]).inject(self.modules, spec, seed=seed)
+        self.adapter: Adapter = inject(self.modules, spec, text=self.text, seed=seed)
 
     def loss(self) -> Tensor:
         return (self._predict() - 0.5).square().mean()

@@ -43,7 +43,7 @@ def test_a_variant_for_each_combination(project: Path) -> None:
         "dog",
     ]
     variant = recipes[3]
-    assert (variant.method.rank, variant.train.learning_rate) == (8, 1e-4)
+    assert (variant.resolved()["method"]["rank"], variant.train.learning_rate) == (8, 1e-4)
     assert variant.varied == {"method.rank": 8, "train.learning_rate": 1e-4}
     assert (variant.group, recipes[-1].group, recipes[-1].varied) == ("cat", "dog", {})
     assert "matrix" not in variant.resolved()

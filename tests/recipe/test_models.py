@@ -104,7 +104,7 @@ def test_what_is_resolved_is_json_and_a_recipe_again() -> None:
 
 def test_alpha_follows_the_rank() -> None:
     recipe = Recipe.model_validate({**SMALL, "method": {"kind": "lora", "rank": 8}})
-    assert recipe.method.alpha == 8.0
+    assert recipe.resolved()["method"]["alpha"] == 8.0
 
 
 def test_recipes_are_frozen() -> None:

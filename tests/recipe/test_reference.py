@@ -17,7 +17,8 @@ from tests.recipe.helpers import put, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "recipe.md").read_text()
 MODELS: list[type[BaseModel]] = [
-    *(models.Base, models.Train, models.Sample, models.Remote, captions.Template, captions.Jsonl, methods.Lora),
+    *(models.Base, models.Train, models.Sample, models.Remote, captions.Template, captions.Jsonl),
+    *methods.SPECS,
     *(dataset.Dataset, dataset.Images, dataset.Buckets, dataset.Tags),
     *(dataset.AlphaMask, dataset.SidecarMask, dataset.FolderMask),
     *(train.LearningRates, train.Huber, train.SmoothL1, train.MinSnr, train.Noise, train.Ema),

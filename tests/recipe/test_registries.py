@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from sdbuild.data.buckets import CROPS
 from sdbuild.data.captions import CAPTIONERS
 from sdbuild.methods import METHODS
+from sdbuild.methods.spec import Targets
 from sdbuild.methods.targets import PRESETS
 from sdbuild.recipe.captions import CaptionSpec
 from sdbuild.recipe.dataset import Images
-from sdbuild.recipe.methods import Lora, Targets
+from sdbuild.recipe.methods import SPECS
 from sdbuild.recipe.train import Huber, Loss, SmoothL1, Timesteps, Train, Weighting
 from sdbuild.steps.train import NAMES
 from sdbuild.training.losses import MEASURES, WIDTHS
@@ -50,7 +51,7 @@ def _presets() -> set[str]:
         (_tags(Timesteps, "kind"), {"base", *QUANTILES}),
         (_choices(Images, "crop"), {*CROPS, "random"}),
         (_tags(CaptionSpec), CAPTIONERS),
-        (_choices(Lora, "kind"), METHODS),
+        ({spec.model_fields["kind"].default for spec in SPECS}, METHODS),
         (_presets(), PRESETS),
     ],
     ids=[

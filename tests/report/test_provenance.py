@@ -154,7 +154,7 @@ def test_files_of_other_tools(tmp_path: Path) -> None:
 
 
 def test_an_embedded_base_is_known_by_its_content(tmp_path: Path) -> None:
-    digest = base_digest(BASES / "emoji-64", compile.trained_components({}), md5_file)
+    digest = base_digest(BASES / "emoji-64", compile.trained_components({"denoiser"}), md5_file)
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.zeros(3)}, {"sdbuild.recipe": "cat", "sdbuild.base_digest": digest})
     assert f"  base digest: {digest} (emoji-64, embedded)" in list(provenance(path, None))

@@ -13,8 +13,9 @@ from PIL.Image import Image
 
 from sdbuild.families import load
 from sdbuild.families.contract import Family
+from sdbuild.methods.pipeline import load_lora
 from sdbuild.recipe.models import Sample as SampleModel
-from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter, load_pipeline, parameters, samples
+from sdbuild.sampling.draw import Sample, Settings, draw, load_pipeline, parameters, samples
 from sdbuild.sampling.schedulers import SCHEDULERS
 from tests.tiny import make_lora, make_pipeline
 
@@ -34,19 +35,24 @@ def lora(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipeline(base: Path, lora: Path) -> tuple[Any, Family]:
+def pipeline(base: Path, lora: Path) -> tuple[Any, Any, Family]:
     return loaded(base, lora)
 
 
-def loaded(base: Path, lora: Path | None, **settings: Any) -> tuple[Any, Family]:
+class Nothing:
+    """An adapter that is none."""
+
+    def set_strength(self, strength: float) -> None:
+        pass
+
+
+def loaded(base: Path, lora: Path | None, **settings: Any) -> tuple[Any, Any, Family]:
     family = load(base, **settings)
     pipeline = family.pipeline()
-    if lora is not None:
-        load_adapter(pipeline, lora)
-    return pipeline, family
+    return pipeline, Nothing() if lora is None else load_lora(pipeline, lora, "mine"), family
 
 
-def picture(pipeline: tuple[Any, Family], settings: Settings = SETTINGS, **what: Any) -> np.ndarray[Any, Any]:
+def picture(pipeline: tuple[Any, Any, Family], settings: Settings = SETTINGS, **what: Any) -> np.ndarray[Any, Any]:
     sample = Sample(**{"prompt": "a cat", "seed": 0, "strength": 1.0, **what})
     ((drawn, image),) = draw(*pipeline, [sample], settings)
     assert drawn == sample
@@ -73,16 +79,16 @@ def own(base: Path, lora: Path | None, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.asarray(image)
 
 
-def test_pictures_are_those_of_diffusers(base: Path, lora: Path, pipeline: tuple[Any, Family]) -> None:
+def test_pictures_are_those_of_diffusers(base: Path, lora: Path, pipeline: tuple[Any, Any, Family]) -> None:
     assert np.array_equal(picture(pipeline), own(base, lora))
     assert np.array_equal(picture(pipeline, seed=7), own(base, lora, 7))
 
 
-def test_strength_zero_is_the_base(base: Path, pipeline: tuple[Any, Family]) -> None:
+def test_strength_zero_is_the_base(base: Path, pipeline: tuple[Any, Any, Family]) -> None:
     assert np.array_equal(picture(pipeline, strength=0.0), own(base, None))
 
 
-def test_strengths_differ_and_leave_no_trace(pipeline: tuple[Any, Family]) -> None:
+def test_strengths_differ_and_leave_no_trace(pipeline: tuple[Any, Any, Family]) -> None:
     before = picture(pipeline, strength=0.5)
     assert not np.array_equal(before, picture(pipeline, strength=1.0))
     assert not np.array_equal(before, picture(pipeline, strength=0.0))
@@ -90,7 +96,7 @@ def test_strengths_differ_and_leave_no_trace(pipeline: tuple[Any, Family]) -> No
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_draws_by_seed(pipeline: tuple[Any, Family], name: str) -> None:
+def test_every_scheduler_draws_by_seed(pipeline: tuple[Any, Any, Family], name: str) -> None:
     settings = Settings(scheduler=name, steps=2, guidance=1.0, negative="", width=64, height=48)
     first = picture(pipeline, settings)
     assert np.array_equal(first, picture(pipeline, settings))
@@ -139,8 +145,8 @@ class Recorder:
         self.calls.append(("loaded on", device))
         return self
 
-    def load_lora_weights(self, folder: Path, **settings: Any) -> None:
-        self.calls.append(("adapter", settings["weight_name"]))
+    def apply(self, pipeline: Any) -> Any:
+        self.calls.append(("adapter", "added"))
 
     def enable_model_cpu_offload(self, device: torch.device) -> None:
         self.calls.append(("works on", str(device)))
@@ -149,12 +155,12 @@ class Recorder:
 @pytest.mark.parametrize(
     ("device", "offload", "calls"),
     [
-        ("cuda", False, ["cuda", "a.safetensors"]),
-        ("cuda", True, ["cpu", "a.safetensors", "cuda"]),
-        ("cpu", True, ["cpu", "a.safetensors"]),
+        ("cuda", False, ["cuda", "added"]),
+        ("cuda", True, ["cpu", "added", "cuda"]),
+        ("cpu", True, ["cpu", "added"]),
     ],
 )
 def test_networks_wait_in_the_main_memory_where_that_is_asked_for(device: str, offload: bool, calls: list[str]) -> None:
     family: Any = Recorder()
-    load_pipeline(family, Path("adapter/a.safetensors"), torch.device(device), offload=offload)
+    load_pipeline(family, torch.device(device), family.apply, offload=offload)
     assert [what for _, what in family.calls] == calls

@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdbuild import families, methods
+from sdbuild import families
 from sdbuild.errors import DataError
 from sdbuild.families.contract import Family
 from sdbuild.families.sources import bring, problems
+from sdbuild.methods.pipeline import PipelineLora, load_lora
 from sdbuild.plan.model import Base
-from sdbuild.sampling.draw import Sample, Settings, draw, load_adapter
+from sdbuild.sampling.draw import Sample, Settings, draw
 from sdbuild.sampling.schedulers import make_scheduler
+from tests.adapters import inject
 from tests.tiny import PIPELINES, make_pipeline, make_refiner
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
@@ -33,7 +35,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def make_adapter(folder: Path, family: Family) -> Path:
     denoiser, text = family.load_denoiser(), family.load_text()
-    adapter = methods.load("lora").inject({denoiser.component: denoiser.module, **text.modules}, LORA, seed=0)
+    adapter = inject({denoiser.component: denoiser.module, **text.modules}, LORA)
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in adapter.parameters():
@@ -43,9 +45,12 @@ def make_adapter(folder: Path, family: Family) -> Path:
     return folder / name
 
 
-def ours(pipeline: Any, family: Family, prompt: str = "a cat", strength: float = 0.0, **changes: Any) -> Any:
+def ours(
+    pipeline: Any, family: Family, prompt: str = "a cat", strength: float = 0.0, adapter: Any = None, **changes: Any
+) -> Any:
     settings = Settings(**({name: getattr(SETTINGS, name) for name in SETTINGS.__slots__} | changes))
-    ((_, image),) = draw(pipeline, family, [Sample(prompt=prompt, seed=3, strength=strength)], settings)
+    strengths = adapter or PipelineLora(pipeline, "none")
+    ((_, image),) = draw(pipeline, strengths, family, [Sample(prompt=prompt, seed=3, strength=strength)], settings)
     return np.asarray(image)
 
 
@@ -73,10 +78,10 @@ def test_pictures_are_those_of_diffusers(base: Path, tmp_path: Path) -> None:
     assert same(ours(pipeline, family), plain)
     assert same(ours(pipeline, family, negative="dark"), theirs(base, None, negative_prompt="dark"))
     lora = make_adapter(tmp_path, family)
-    load_adapter(pipeline, lora)
-    with_adapter = ours(pipeline, family, strength=1.0)
+    adapter = load_lora(pipeline, lora, "mine")
+    with_adapter = ours(pipeline, family, strength=1.0, adapter=adapter)
     assert same(with_adapter, theirs(base, lora))
-    assert same(ours(pipeline, family, strength=0.0), plain)
+    assert same(ours(pipeline, family, strength=0.0, adapter=adapter), plain)
     assert not same(with_adapter, plain)
 
 

@@ -290,7 +290,7 @@ ZERO = {"noise": {"zero_terminal_snr": True}}
 def test_what_the_base_does_not_allow_is_said_before_it_is_loaded(
     tmp_path: Path, inputs: Inputs, flow: bool, settings: Any, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_model", None)
+    monkeypatch.setattr(train, "assemble", None)
     if flow:
         schedule = FlowSchedule(timesteps=1000, density={})
         monkeypatch.setattr("sdbuild.families.diffusion.DiffusionFamily.noise_schedule", lambda self: schedule)

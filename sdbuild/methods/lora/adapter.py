@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from sdbuild.data.sampler import derive
 from sdbuild.families.contract import Component, KeyMap
-from sdbuild.methods.contract import Adapter
+from sdbuild.methods.contract import Adapter, Networks
+from sdbuild.methods.lora.spec import Lora
+from sdbuild.methods.pipeline import PipelineLora, load_lora
 from sdbuild.methods.targets import select
 
 ADAPTER = "default"
@@ -117,10 +120,9 @@ class LoraAdapter:
 class LoraMethod:
     """Injects LoRA layers."""
 
-    def inject(self, modules: Mapping[Component, nn.Module], spec: Mapping[str, Any], *, seed: int) -> Adapter:
+    def inject(self, base: Networks, spec: Lora, *, seed: int) -> Adapter:
         """Wrap all targets, in float32 whatever the base's type."""
-        targets = spec["targets"]
-        chosen = select(modules, targets if isinstance(targets, str) else list(targets))
+        chosen = select(base.modules, spec.targets)
         layers: dict[tuple[Component, str], Any] = {}
         # PEFT draws a start of its own, which `_start` replaces: the process's generator must not notice.
         with torch.random.fork_rng(devices=[]):
@@ -128,19 +130,26 @@ class LoraMethod:
                 if not paths:
                     continue
                 config = LoraConfig(
-                    r=spec["rank"],
-                    lora_alpha=spec["alpha"],
-                    lora_dropout=spec["dropout"],
+                    r=spec.rank,
+                    lora_alpha=spec.alpha,
+                    lora_dropout=spec.dropout,
                     target_modules="|".join(map(re.escape, paths)),
                     init_lora_weights=False,
                 )
-                inject_adapter_in_model(config, modules[component], ADAPTER)
-                found = {path: module for path, module in modules[component].named_modules() if path in set(paths)}
+                network = base.modules[component]
+                inject_adapter_in_model(config, network, ADAPTER)
+                found = {path: module for path, module in network.named_modules() if path in set(paths)}
                 assert all(isinstance(layer, LoraLayer) for layer in found.values())
                 layers |= {(component, path): layer for path, layer in found.items()}
         for (component, path), layer in layers.items():
             _start(layer, seed, component, path)
-        return LoraAdapter(layers, rank=spec["rank"], alpha=spec["alpha"], dropout=spec["dropout"])
+        return LoraAdapter(layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout)
+
+    def apply(
+        self, pipeline: Any, base: Networks, spec: Lora, folder: Path, *, key_map: KeyMap, name: str
+    ) -> PipelineLora:
+        """Let diffusers read its file, as users do."""
+        return load_lora(pipeline, folder / DIFFUSERS_FILE, name)
 
 
 @torch.no_grad()
