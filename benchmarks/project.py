@@ -118,7 +118,7 @@ class Steps:
             )
             context.scratch.mkdir(parents=True)
             module = importlib.import_module(f"sdbuild.steps.{kind}")
-            items = module.run(self.spec(kind), self.inputs(), self.out / kind, context)
+            items = module.run(self.spec(kind), self.inputs(kind), self.out / kind, context)
         return items
 
     def forget(self, kind: str) -> None:
@@ -126,7 +126,7 @@ class Steps:
         for folder in (self.out / kind, self.root / "scratch" / kind, self.root / "items" / kind):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def inputs(self) -> Inputs:
+    def inputs(self, kind: str) -> Inputs:
         """Return the outs that there are."""
         names = {
             "images": "images/images.jsonl",
@@ -134,8 +134,9 @@ class Steps:
             "latents": "latents/latents",
             "text": "text/text",
         }
-        found = {name: self.out / path for name, path in names.items() if (self.out / path).exists()}
-        return Inputs(project=self.root, base=self.root / "base", **found)
+        found: dict[str, Any] = {name: self.out / path for name, path in names.items() if (self.out / path).exists()}
+        how = self.plan[kind].how  # type: ignore[index]
+        return Inputs(project=self.root, base=self.root / "base", how=how, **found)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ def _check_data(
         if (out / "images.jsonl").exists():
             inputs = Inputs(project=project.root, images=out / "images.jsonl")
             try:
-                importlib.import_module("sdbuild.steps.captions").run(specs["captions"], inputs, out, context)
+                importlib.import_module("sdbuild.steps.captions").check(specs["captions"], inputs, context)
             except DataError as error:
                 problems += error.problems
     return total, problems

@@ -20,6 +20,7 @@ from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.build.workers import Workers
+from sdbuild.captioners import models
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, StepError
 from sdbuild.plan.model import Step
@@ -197,6 +198,8 @@ class Engine:
                 self.console.warn(f"{step.name}: {event['message']}")
 
         try:
+            if step.kind == "captions":
+                models.bring(step.spec, self.project.root)
             with self._alone(step):
                 items = self._workers.run(step.name, show)
             with self._mutex:

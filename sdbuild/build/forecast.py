@@ -44,12 +44,14 @@ def explain(project: Project, name: str) -> list[str]:
 
 def _row(verdict: Verdict, counts: Counts) -> dict[str, Any]:
     total, todo = counts.of(verdict)
+    asked = counts.asked(verdict.step) if verdict.step.kind == "captions" and verdict.action == "run" else []
     return {
         "name": verdict.step.name,
         "state": verdict.state,
         "action": verdict.action,
         "reasons": list(verdict.reasons),
         "items": {"total": total, "todo": todo if verdict.action == "run" else 0},
+        **({"asks": [each.told() for each in asked]} if asked else {}),
     }
 
 

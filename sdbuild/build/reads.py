@@ -14,6 +14,7 @@ from sdbuild.data import views
 from sdbuild.data.records import count_skipped, read_captions, read_images, read_skipped
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Base, Step, View
+from sdbuild.recipe.captioners import own_models
 
 
 class Reads:
@@ -74,6 +75,8 @@ class Reads:
                 return views.texts(read_captions(captions), step.spec)
             case "records":
                 return {**views.records(read_captions(captions)), "skipped": count_skipped(captions)}
+            case "model":
+                return {path: self._stat.listing(path) for path in own_models(step.spec)}
             case "base":
                 raise AssertionError(view)
 

@@ -46,6 +46,7 @@ _NOUNS: Mapping[str, tuple[str, str]] = {
     "texts": ("text", "texts"),
     "records": ("record", "records"),
     "base": ("base model", "base model"),
+    "model": ("file of the captioning model", "files of the captioning model"),
 }
 
 

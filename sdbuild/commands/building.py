@@ -72,7 +72,18 @@ def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     reasons = step["reasons"]
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     action = "-" if step["action"] == "none" else step["action"]
+    if asks := step.get("asks"):
+        shown = "; ".join([*map(_asks, asks), *([shown] if shown else [])])
     return step["name"], action, counts if step["action"] == "run" else "", shown
+
+
+def _asks(ask: Mapping[str, Any]) -> str:
+    """What a model would be asked, in words."""
+    words = f"asks {ask['model']} about {ask['pictures']} {'picture' if ask['pictures'] == 1 else 'pictures'}"
+    if ask["input_tokens"] is not None:
+        words += f" (about {ask['input_tokens']:,} tokens, up to {ask['output_tokens']:,} answered"
+        words += f", up to ${ask['cost']:.2g})" if ask["cost"] is not None else ")"
+    return words
 
 
 def _schema(options: argparse.Namespace, console: Console) -> int:

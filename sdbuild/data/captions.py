@@ -1,4 +1,4 @@
-"""Captions from files: sidecars, file names, templates and JSON lines.
+"""Captions from files: sidecars, file names, templates and JSON lines; and which pictures are left to a model.
 
 A sidecar always wins, whatever the recipe's captioner. Captions are one line of text in Unicode's NFC form, with a
 dataset's trigger in front unless they hold it already. Importing this module is light.
@@ -10,14 +10,16 @@ import difflib
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdbuild.data.listing import Sidecars, nfc, relative_to, scan
 from sdbuild.data.records import CaptionRecord, ImageRecord, Origin
+from sdbuild.data.textfiles import is_encodable, read_text
 from sdbuild.errors import Problem
+from sdbuild.recipe.captioners import fields_used
 
 TEMPLATE_FIELDS = ("name", "stem", "folder", "trigger")
 """What a caption template may hold in braces; `name` and `stem` are both the file's name in words."""
@@ -34,6 +36,22 @@ class Captions:
     """Sorted by (dataset, digest); records with a problem are left out."""
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
+    open: tuple[Open, ...] = ()
+    """Pictures that a model is to caption, in the order of their records."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Open:
+    """A picture whose caption only a model can give."""
+
+    image: ImageRecord
+    origin: Origin
+    fields: Mapping[str, str]
+    """What the model's instructions name of the record, by placeholder."""
+
+    def row(self, texts: Sequence[str], trigger: str, said: Iterable[tuple[str, str]]) -> CaptionRecord:
+        """The record with its captions."""
+        return _record(self.image, texts, clean(trigger), self.origin, said)
 
 
 @dataclass(slots=True)
@@ -54,8 +72,10 @@ class Folder:
 
 Texts = tuple[str, ...]
 """The captions of one picture, at least one."""
-Captioner = Callable[[str], "Texts | Problem"]
-"""Gives the captions of a picture by its path relative to the dataset's folder."""
+Fields = dict[str, str]
+"""What a model's instructions name of a picture."""
+Captioner = Callable[[str], "Texts | Problem | Fields"]
+"""Gives the captions of a picture by its path relative to the dataset's folder, or what a model is told of it."""
 
 
 def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], project: Path) -> Captions:
@@ -70,6 +90,7 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
     for image in images:
         by_dataset.setdefault(image.dataset, []).append(image)
     records: list[CaptionRecord] = []
+    left: list[Open] = []
     problems: list[Problem] = []
     differing: list[str] = []
     for index in sorted(by_dataset):
@@ -87,11 +108,18 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
             sidecars=sidecars,
             lines=dataset.get("lines", False),
         )
-        records += _caption_folder(folder, by_dataset[index], dataset["caption"])
+        for found in _caption_folder(folder, by_dataset[index], dataset["caption"]):
+            if isinstance(found, Open):
+                left.append(found)
+            else:
+                records.append(found)
         problems += dict.fromkeys(folder.problems)
         differing += folder.differing
     records.sort(key=lambda row: (row.dataset, row.digest))
-    return Captions(records=tuple(records), problems=tuple(problems), warnings=tuple(_warnings(differing)))
+    left.sort(key=lambda each: (each.image.dataset, each.image.digest))
+    return Captions(
+        records=tuple(records), problems=tuple(problems), warnings=tuple(_warnings(differing)), open=tuple(left)
+    )
 
 
 def template_problem(template: str) -> str | None:
@@ -151,32 +179,39 @@ def hand_written(
     return _sidecar_of(Folder(path=folder, project=project, trigger="", sidecars=sidecars, lines=lines), pictures)
 
 
-def _caption_folder(folder: Folder, images: Sequence[ImageRecord], spec: Mapping[str, Any]) -> list[CaptionRecord]:
+def _caption_folder(
+    folder: Folder, images: Sequence[ImageRecord], spec: Mapping[str, Any]
+) -> Iterator[CaptionRecord | Open]:
     origin: Origin = spec["from"]
-    captioner = CAPTIONERS[origin](folder, spec)
-    records = []
+    captioner = CAPTIONERS.get(origin, _from_model)(folder, spec)
     for image in images:
         paths = [relative_to(path, folder.path) for path in (image.path, *image.duplicates)]
         came_from: Origin = "sidecar"
-        texts = _sidecar_of(folder, paths)
+        texts: Texts | Problem | Fields | None = _sidecar_of(folder, paths)
         if texts is None:
             made = [captioner(path) for path in paths]
             texts, came_from = next((captions for captions in made if isinstance(captions, tuple)), made[0]), origin
         if isinstance(texts, Problem):
             folder.problems.append(texts)
-            continue
-        text, *others = dict.fromkeys(with_trigger(text, folder.trigger) for text in texts)
-        records.append(
-            CaptionRecord(
-                digest=image.digest,
-                dataset=image.dataset,
-                text=text,
-                origin=came_from,
-                split=image.split,
-                others=tuple(others),
-            )
-        )
-    return records
+        elif isinstance(texts, dict):
+            yield Open(image=image, origin=origin, fields=texts)
+        else:
+            yield _record(image, texts, folder.trigger, came_from)
+
+
+def _record(
+    image: ImageRecord, texts: Sequence[str], trigger: str, origin: Origin, said: Iterable[tuple[str, str]] = ()
+) -> CaptionRecord:
+    text, *others = dict.fromkeys(with_trigger(text, trigger) for text in texts)
+    return CaptionRecord(
+        digest=image.digest,
+        dataset=image.dataset,
+        text=text,
+        origin=origin,
+        split=image.split,
+        others=tuple(others),
+        said=tuple(said),
+    )
 
 
 def _sidecar_of(folder: Folder, paths: Sequence[str]) -> Texts | Problem | None:
@@ -193,7 +228,7 @@ def _sidecar(folder: Folder, picture: str) -> Texts | Problem | None:
     found: dict[Texts, str] = {}
     for path in folder.sidecars.of(picture):
         name = f"{folder.path}/{path}"
-        text = _read_text(folder.project / name, name)
+        text = read_text(folder.project / name, name)
         if isinstance(text, Problem):
             return text
         texts = tuple(filter(None, map(clean, text.split("\n") if folder.lines else [text])))
@@ -235,15 +270,33 @@ def _from_template(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
             return Problem(file=folder.path, message=wrong)
         path = PurePosixPath(folder.path, picture)
         # Only whole names of known fields were let through, so no attribute is ever looked up.
-        values = {
-            "name": caption_from_name(path.stem),
-            "stem": caption_from_name(path.stem),
-            "folder": caption_from_name(path.parent.name),
-            "trigger": folder.trigger,
-        }
+        values = {"name": caption_from_name(path.stem), **_fields(folder, picture)}
         message = f"the template gives an empty caption for it: rename it, or write a caption into {path.stem}.txt"
         text = clean(template.format_map(values))
         return (text,) if text else Problem(file=str(path), message=message)
+
+    return caption
+
+
+def _fields(folder: Folder, picture: str) -> Fields:
+    path = PurePosixPath(folder.path, picture)
+    return {
+        "stem": caption_from_name(path.stem),
+        "folder": caption_from_name(path.parent.name),
+        "trigger": folder.trigger,
+    }
+
+
+def _from_model(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
+    used = fields_used(spec)
+
+    def caption(picture: str) -> Problem | Fields:
+        values = {name: value for name, value in _fields(folder, picture).items() if name in used}
+        if "tags" not in used:
+            return values
+        name = PurePosixPath(folder.path, picture).with_suffix(spec["tags_file"]).as_posix()
+        tags = read_text(folder.project / name, name) if (folder.project / name).exists() else ""
+        return tags if isinstance(tags, Problem) else {**values, "tags": clean(tags)}
 
     return caption
 
@@ -270,14 +323,14 @@ CAPTIONERS: dict[str, Callable[[Folder, Mapping[str, Any]], Captioner]] = {
     "template": _from_template,
     "jsonl": _from_jsonl,
 }
-"""How captions are made, by the recipe's `caption: {from: …}`."""
+"""How captions are made, by the recipe's `caption: {from: …}`; models' are in `sdbuild.captioners`."""
 
 
 def _read_jsonl(folder: Folder, name: str, file: str, keys: Sequence[Sequence[str]]) -> dict[str, Texts] | Problem:
     """Captions by picture, or why the file cannot be read; wrong lines are added to the folder's problems."""
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         return Problem(file=name, message="a file of captions must lie inside its dataset's folder")
-    text = _read_text(folder.project / name, name)
+    text = read_text(folder.project / name, name)
     if isinstance(text, Problem):
         return text
     captions: dict[str, Texts] = {}
@@ -311,40 +364,11 @@ def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, Texts] | 
         values: list[Any] = value if several and isinstance(value, list) else [value]
         if not values or not all(isinstance(text, str) for text in values):
             return f"`{names[0]}` is missing or not a text; {example}"
-        if not all(_is_encodable(text) and clean(text) for text in values):
+        if not all(is_encodable(text) and clean(text) for text in values):
             return f"`{names[0]}` is empty or not valid Unicode; {example}"
         found.append(tuple(values))
     (picture,), texts = found
     return nfc(PurePosixPath(picture).as_posix()), tuple(map(clean, texts))
-
-
-def _read_text(path: Path, name: str) -> str | Problem:
-    """A UTF-8 file's text, without a byte order mark."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        reason = (
-            "links to a file that is not there; mend or delete it" if path.is_symlink() else "there is no such file"
-        )
-        return Problem(file=name, message=reason)
-    except OSError as error:
-        return Problem(file=name, message=f"cannot be read ({error.strerror}); mend its permissions")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return Problem(file=name, message="is UTF-16; save it as UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"not UTF-8 (byte 0x{data[error.start]:02x}, as in Latin-1 or Windows text); save it as UTF-8"
-        return Problem(file=name, line=line, message=message)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _warnings(differing: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from sdbuild.data.listing import shown
 from sdbuild.errors import DataError, Problem
 
 Split = Literal["train", "holdout"]
-Origin = Literal["sidecar", "filename", "template", "jsonl"]
+Origin = Literal["sidecar", "filename", "template", "jsonl", "anthropic", "openai", "transformers"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +80,8 @@ class CaptionRecord:
     split: Split
     others: tuple[str, ...] = ()
     """Further captions of the picture."""
+    said: tuple[tuple[str, str], ...] = ()
+    """What a model said, by the key of the item: so that a later build need not ask again."""
 
     @property
     def key(self) -> str:
@@ -149,8 +151,9 @@ def iter_captions(path: Path) -> Iterator[CaptionRecord]:
                 origin=row["origin"],
                 split=row["split"],
                 others=tuple(row.get("others", ())),
+                said=tuple(row.get("said", {}).items()),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise _bad_row(path, number) from error
 
 
@@ -215,14 +218,18 @@ def _fit(row: Mapping[str, Any]) -> Fit:
 
 
 def _caption_row(row: CaptionRecord) -> dict[str, Any]:
-    fields = {
+    fields: dict[str, Any] = {
         "digest": row.digest,
         "dataset": row.dataset,
         "text": row.text,
         "origin": row.origin,
         "split": row.split,
     }
-    return {**fields, "others": row.others} if row.others else fields
+    if row.others:
+        fields["others"] = row.others
+    if row.said:
+        fields["said"] = dict(row.said)
+    return fields
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

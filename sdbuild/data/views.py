@@ -32,11 +32,14 @@ def pictures(listing: Mapping[str, str]) -> dict[str, str]:
 def texts_of(images: Iterable[ImageRecord], spec: Mapping[str, Any], project: Path) -> dict[str, Any]:
     """captions: `{"<dataset>:<digest>": [text, origin, split]}`, which is the step's result; further texts come last.
 
+    Of a picture that is left to a model there is no text yet, and last what the model is told of it.
+
     Mistakes in captions are part of the view (under `problems`), so that it differs from every recorded one: the
     step then runs and reports them.
     """
     captions = caption_records(images, spec, project)
     view: dict[str, Any] = {row.key: [row.text, row.origin, row.split, *row.others] for row in captions.records}
+    view.update((each.image.key, [None, each.origin, each.image.split, each.fields]) for each in captions.open)
     if captions.problems:
         view["problems"] = [str(problem) for problem in captions.problems]
     return view

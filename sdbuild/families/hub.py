@@ -74,6 +74,17 @@ def download_refiner(model: str, revision: str | None) -> Path:
     return _download_part(model, revision, ("unet",), "refiner")
 
 
+def download_captioner(model: str, revision: str) -> Path:
+    """Download a model that describes pictures; as `download`. Code and pickles stay where they are."""
+    endings = (".json", ".txt", ".safetensors", ".model", ".jinja")
+    _download(model, revision, [f"*{ending}" for ending in endings], ["*/*"], "captioning model")
+    folder = part_folder(model, revision, ["."])
+    if folder is None:
+        message = f"captioning model {model}: the repository has no config.json with safetensors beside it"
+        raise DataError(f"{message}; name another")
+    return folder
+
+
 def _download_part(model: str, revision: str | None, places: Sequence[str], what: str) -> Path:
     ends = ("config.json", "diffusion_pytorch_model*.safetensors*")
     patterns = [end if place == "." else f"{place}/{end}" for place in places for end in ends]
@@ -133,11 +144,11 @@ def _marks(marks: Iterator[str] | Sequence[str]) -> Iterator[str]:
     return (f"*{mark}{end}*" for mark in marks for end in ".-")
 
 
-def _download(model: str, revision: str | None, patterns: list[str], ignored: list[str]) -> Path:
+def _download(model: str, revision: str | None, patterns: list[str], ignored: list[str], what: str = "base") -> Path:
     from huggingface_hub import errors, snapshot_download
 
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)  # of whatever library the client speaks through
-    word = f"base {model}"
+    word = f"{what} {model}"
     at = f" at revision {revision}" if revision else ""
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
+from sdbuild.recipe.captioners import asks_model, is_how, own_models
 from sdbuild.recipe.methods import method_of
 
 if TYPE_CHECKING:
@@ -57,6 +59,22 @@ def _as_set(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in OPTIONAL or value != OPTIONAL[key]}
 
 
+def _caption(caption: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a captioner captions depend on; keys that users choose go in values, for DVC passes over some keys."""
+    if not asks_model(caption):
+        return caption
+    own = {key: value for key, value in caption.items() if not is_how(caption, key) and value not in (None, "")}
+    if "replace" in own:
+        own["replace"] = [[old, new] for old, new in own["replace"].items()]
+    if "extra" in own:
+        own["extra"] = json.dumps(own["extra"], sort_keys=True)
+    return own
+
+
+def _how(caption: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in caption.items() if asks_model(caption) and is_how(caption, key)}
+
+
 def _where_masks_are(dataset: Mapping[str, Any]) -> dict[str, Any]:
     mask = dataset.get("mask")
     return {"mask": {key: value for key, value in mask.items() if key != "minimum"}} if mask else {}
@@ -103,17 +121,26 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         outs=(Out(path=images_file),),
         views=("pictures",),
     )
+    captioners = [data["caption"] for data in datasets if asks_model(data["caption"])]
+    models = own_models(recipe)
     yield step(
         "captions",
         {
             "datasets": [
-                {**{key: data[key] for key in ("path", "caption", "trigger")}, **_set(data, "lines")}
+                {
+                    "path": data["path"],
+                    "caption": _caption(data["caption"]),
+                    "trigger": data["trigger"],
+                    **_set(data, "lines"),
+                }
                 for data in datasets
-            ]
+            ],
+            **({"background": images["background"]} if captioners else {}),
         },
-        deps=(Dep(path=images_file, viewed=True), *folders),
+        deps=(Dep(path=images_file, viewed=True), *folders, *(Dep(path=path, viewed=True) for path in models)),
         outs=(Out(path=captions_file),),
-        views=("captions",),
+        views=("captions", "model") if models else ("captions",),
+        how={"datasets": [_how(data["caption"]) for data in datasets]} if captioners else {},
     )
     yield step(
         "latents",

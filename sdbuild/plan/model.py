@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from sdbuild.recipe.names import dvc_name
@@ -12,7 +12,7 @@ from sdbuild.recipe.names import dvc_name
 StepKind = Literal["images", "captions", "latents", "text", "train", "samples"]
 STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
 
-View = Literal["pictures", "captions", "pixels", "texts", "records", "base"]
+View = Literal["pictures", "captions", "pixels", "texts", "records", "base", "model"]
 """What a step really reads of its inputs; see `sdbuild.data.views`."""
 
 
@@ -49,6 +49,8 @@ class Step:
     """Where the base model comes from; only its content counts, see `components`."""
     components: tuple[str, ...] = ()
     """Sub-folders of the base that the step reads."""
+    how: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the recipe that say how the step goes about; no result depends on them."""
     final: bool = False
     """Its outs are what users want; they are brought back even when no step needs them."""
 

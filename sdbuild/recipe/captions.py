@@ -5,11 +5,11 @@ In all of them a sidecar beside a picture wins, because a person wrote it.
 
 from __future__ import annotations
 
-import string
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from sdbuild.recipe.captioners import Anthropic, OpenAI, Transformers, template
 from sdbuild.recipe.spec import Spec, Text, refuse
 
 PLACEHOLDERS = ("stem", "folder", "trigger")
@@ -17,17 +17,7 @@ PLACEHOLDERS = ("stem", "folder", "trigger")
 
 
 def _template(text: str) -> str:
-    try:
-        fields = [(name, format_, how) for _, name, format_, how in string.Formatter().parse(text) if name is not None]
-    except ValueError as error:
-        raise refuse(f"{error}; write {{{{ and }}}} for braces that are meant as they are") from None
-    for name, format_, how in fields:
-        if name not in PLACEHOLDERS:
-            known = ", ".join(f"{{{each}}}" for each in PLACEHOLDERS)
-            raise refuse(f"unknown placeholder {{{name}}}; use {known}")
-        if format_ or how:
-            raise refuse(f"placeholder {{{name}}} takes no format; remove what follows the name")
-    return text
+    return template(text, PLACEHOLDERS)
 
 
 def _file_name(name: str) -> str:
@@ -68,5 +58,7 @@ class Jsonl(Spec):
     """Key of the caption."""
 
 
-CaptionSpec = Annotated[Sidecar | Filename | Template | Jsonl, Field(discriminator="source")]
+CaptionSpec = Annotated[
+    Sidecar | Filename | Template | Jsonl | Anthropic | OpenAI | Transformers, Field(discriminator="source")
+]
 """To add a captioner: its model above, and its name here."""

@@ -1,4 +1,4 @@
-"""captions: one text for every picture."""
+"""captions: one text for every picture, from files or from models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdbuild.data.captions import caption_records
+from sdbuild.captioners.asking import content_of, said_in, sections
+from sdbuild.captioners.captioning import Surroundings, caption
+from sdbuild.captioners.said import FOLDER
+from sdbuild.data.captions import Captions, caption_records
 from sdbuild.data.handwritten import look_at_pictures
 from sdbuild.data.records import CaptionRecord, read_captions, read_images, read_skipped, write_captions
 from sdbuild.errors import DataError
@@ -14,12 +17,40 @@ from sdbuild.steps.contract import Context, Inputs, Items
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
-    """Write `captions.jsonl`; computed are the captions that the last one did not have.
+    """Write `captions.jsonl`; computed are the captions that the last one did not have, and those that were asked for.
+
+    Raises:
+        DataError: captions are missing or cannot be read; lists all of them.
+        StepError: models did not give all captions; those that arrived are kept.
+    """
+    assert inputs.images is not None, "captions need images.jsonl"
+    captions = check(spec, inputs, context)
+    known = _known(context.previous / "captions.jsonl")
+    asked: set[str] = set()
+    made: list[CaptionRecord] = []
+    if captions.open:
+        around = Surroundings(
+            project=inputs.project,
+            store=context.items / FOLDER,
+            background=spec["background"],
+            progress=context.progress,
+            warn=context.warn,
+        )
+        left = sections(captions.open, spec, inputs.how, content_of(spec, inputs.project))
+        made, asked = caption(left, said_in(known.values()), around)
+    rows = [*captions.records, *made]
+    write_captions(out / "captions.jsonl", rows, skipped=len(read_skipped(inputs.images)))
+    context.progress(len(rows), len(rows), "captions")
+    return Items(total=len(rows), computed=sum(row.key in asked or _is_new(row, known) for row in rows))
+
+
+def check(spec: Mapping[str, Any], inputs: Inputs, context: Context) -> Captions:
+    """Caption what needs no model.
 
     Raises:
         DataError: captions are missing or cannot be read; lists all of them.
     """
-    assert inputs.images is not None, "captions need images.jsonl"
+    assert inputs.images is not None
     images = read_images(inputs.images)
     captions = caption_records(images, spec, inputs.project)
     if captions.problems:
@@ -29,12 +60,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     changed = look_at_pictures(images, captions.records, spec["datasets"], inputs.project, context.items)
     if changed:
         context.warn(_look_again(changed, context.previous.name))
-    known = _known(context.previous / "captions.jsonl")
-    write_captions(out / "captions.jsonl", captions.records, skipped=len(read_skipped(inputs.images)))
-    total = len(captions.records)
-    context.progress(total, total, "captions")
-    computed = sum(known.get(row.key) != (row.origin, row.text, *row.others) for row in captions.records)
-    return Items(total=total, computed=computed)
+    return captions
 
 
 def _look_again(pictures: Sequence[str], recipe: str) -> str:
@@ -49,11 +75,20 @@ def _look_again(pictures: Sequence[str], recipe: str) -> str:
     return f"{what} changed; your text is used. Change the text with {look}, or say that {words} with {confirm}"
 
 
-def _known(path: Path) -> dict[str, tuple[str, ...]]:
-    rows: list[CaptionRecord] = []
+def _is_new(row: CaptionRecord, known: Mapping[str, CaptionRecord]) -> bool:
+    """Whether a caption from files differs from the last one; models' are new where they were asked for."""
+    before = known.get(row.key)
+    return not row.said and (before is None or _shown(before) != _shown(row))
+
+
+def _shown(row: CaptionRecord) -> tuple[str, str, tuple[str, ...]]:
+    return row.origin, row.text, row.others
+
+
+def _known(path: Path) -> dict[str, CaptionRecord]:
     if path.is_file():
         try:
-            rows = read_captions(path)
+            return {row.key: row for row in read_captions(path)}
         except DataError:
-            rows = []  # it only serves to count what changed
-    return {row.key: (row.origin, row.text, *row.others) for row in rows}
+            return {}  # it serves to count what changed, and to ask for less
+    return {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
-    """Files and folders that a step may read; those of other step kinds are None."""
+    """What a step is given beside its spec: files and folders that it may read; those of other step kinds are None."""
 
     project: Path
     """Root of the project; dataset paths in specs are relative to it."""
@@ -20,6 +21,8 @@ class Inputs:
     latents: Path | None = None
     text: Path | None = None
     adapter: Path | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that say how the step goes about; its result does not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

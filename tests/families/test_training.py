@@ -60,7 +60,9 @@ def prepared(project: Path, **changes: Any) -> tuple[Mapping[str, Any], Inputs]:
     out.mkdir(exist_ok=True)
     for module, kind in ((images, "images"), (captions, "captions"), (latents, "latents"), (text, "text")):
         if kind in found and not (out / kind).exists():
-            given = {name: out / f"{name}.jsonl" for name in ("images", "captions") if (out / f"{name}.jsonl").exists()}
+            given: dict[str, Any] = {
+                name: out / f"{name}.jsonl" for name in ("images", "captions") if (out / f"{name}.jsonl").exists()
+            }
             module.run(found[kind], Inputs(project=project, base=inputs.base, **given), out, listener)
     return {**found["train"], "reads": {"base": "0"}}, Inputs(
         project=project,

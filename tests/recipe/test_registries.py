@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from sdbuild import captioners
 from sdbuild.data.buckets import CROPS
 from sdbuild.data.captions import CAPTIONERS
 from sdbuild.methods import METHODS
@@ -50,7 +51,7 @@ def _presets() -> set[str]:
         (_tags(Weighting, "kind"), WEIGHTINGS),
         (_tags(Timesteps, "kind"), {"base", *QUANTILES}),
         (_choices(Images, "crop"), {*CROPS, "random"}),
-        (_tags(CaptionSpec), CAPTIONERS),
+        (_tags(CaptionSpec), {*CAPTIONERS, *captioners.CAPTIONERS}),
         ({spec.model_fields["kind"].default for spec in SPECS}, METHODS),
         (_presets(), PRESETS),
     ],

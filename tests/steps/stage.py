@@ -40,7 +40,7 @@ class Stage:
     def warn(self, message: str) -> None:
         self.warnings.append(message)
 
-    def run(self, module: Any, spec: Mapping[str, Any], **inputs: Path) -> tuple[Items, Path]:
+    def run(self, module: Any, spec: Mapping[str, Any], **inputs: Any) -> tuple[Items, Path]:
         """Run a step; return its items and the folder with its outs."""
         self.runs += 1
         out = self.project / f"build-{self.runs}"

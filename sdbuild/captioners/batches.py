@@ -1,0 +1,125 @@
+"""Asking through a provider's batch interface: half the price, answers within a day.
+
+A batch is noted beside the answers before it is waited for. A later build, of whatever recipe, collects what is under
+way before it asks for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdbuild.captioners.contract import AskError, Desk, Provider, Question, Reply
+from sdbuild.captioners.texts import clean
+
+MOST_REQUESTS = 1000
+MOST_BYTES = 64 * 1024 * 1024
+"""Size of one batch, below what both providers take."""
+ROUNDS = 3
+"""How often what came back without an answer is sent again."""
+FIRST_LOOK, LAST_LOOK = 0.5, 60.0
+"""Seconds between two looks at a batch, at first and in the end."""
+
+
+class Batches:
+    """One round of questions, in as few batches as they fit into."""
+
+    def __init__(self, provider: Provider, settings: Mapping[str, Any], store: Path, desk: Desk) -> None:
+        self._provider = provider
+        self._settings = settings
+        self._notes = store / "batches"
+        self._desk = desk
+
+    def run(self, questions: Sequence[Question]) -> None:
+        """Ask all questions; see `contract.Captioner.answer`."""
+        left = {question.key: question for question in questions}
+        reasons: dict[str, str] = {}
+        for note, keys in self._under_way(left):
+            self._desk.warn(f"going on with batch {note.stem}, which has {len(keys)} of the pictures")
+            reasons |= self._collect(note, left)
+        limit = int(self._settings["max_tokens"])
+        for attempt in range(ROUNDS):
+            asked = list(left.values())
+            for note in self._sent(asked, limit * 2**attempt):
+                reasons |= self._collect(note, left)
+            if not left:
+                return
+        for key, question in left.items():
+            self._desk.fail(question, reasons.get(key, "the batch has no answer for it"))
+
+    def _under_way(self, wanted: Mapping[str, Question]) -> Iterator[tuple[Path, list[str]]]:
+        """Batches of earlier builds that hold some questions."""
+        for note in sorted(self._notes.glob(f"{self._provider.name}.*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                keys = [key for key in json.loads(note.read_bytes())["keys"] if key in wanted]
+                if keys:
+                    yield note, keys
+
+    def _sent(self, questions: Sequence[Question], max_tokens: int) -> list[Path]:
+        """Send questions, and note each batch at once."""
+        notes: list[Path] = []
+        rows: list[tuple[str, Any]] = []
+        size = 0
+        for question in questions:
+            self._desk.reserve(question, max_tokens)
+            request = self._provider.request(question, self._desk.picture(question))
+            length = len(json.dumps(request))
+            if rows and (len(rows) >= MOST_REQUESTS or size + length > MOST_BYTES):
+                notes.append(self._send(rows, max_tokens))
+                rows, size = [], 0
+            rows.append((question.key, request))
+            size += length
+        return [*notes, self._send(rows, max_tokens)] if rows else notes
+
+    def _send(self, rows: Sequence[tuple[str, Any]], max_tokens: int) -> Path:
+        batch = self._patiently(lambda: self._provider.submit(rows, max_tokens))
+        self._notes.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in batch)
+        note = self._notes / f"{self._provider.name}.{name}.json"
+        temporary = note.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"id": batch, "keys": [key for key, _ in rows]}))
+        temporary.replace(note)
+        return note
+
+    def _collect(self, note: Path, left: dict[str, Question]) -> dict[str, str]:
+        """Wait for a batch and take its answers; why some questions have none."""
+        batch: str = json.loads(note.read_bytes())["id"]
+        pause = FIRST_LOOK
+        while not self._patiently(lambda: self._provider.progress(batch))[0]:
+            time.sleep(pause)
+            pause = min(LAST_LOOK, pause * 1.5)
+        reasons: dict[str, str] = {}
+        for key, answer in self._patiently(lambda: list(self._provider.results(batch))):
+            question = left.get(key)
+            if question is None:
+                continue
+            reply = answer if isinstance(answer, Reply) else None
+            self._desk.settle(question, reply)
+            if reply is not None and not reply.cut and clean(reply.text):
+                del left[key]
+                self._desk.deliver(question, reply)
+            elif isinstance(answer, AskError) and answer.then == "stop":
+                raise answer
+            elif isinstance(answer, AskError) and answer.then == "skip":
+                del left[key]
+                self._desk.fail(question, str(answer))
+            else:
+                reasons[key] = str(answer) if isinstance(answer, AskError) else "the answer is empty or cut short"
+        note.unlink(missing_ok=True)
+        return reasons
+
+    def _patiently(self, do: Any) -> Any:
+        """Try again what fails for a while: the batch goes on without us."""
+        for attempt in range(self._settings["attempts"]):
+            try:
+                return do()
+            except AskError as error:
+                if error.then != "again" or attempt + 1 == self._settings["attempts"]:
+                    raise AskError(str(error), "stop") from None
+                time.sleep(error.wait if error.wait is not None else min(30.0, 0.5 * 2**attempt))
+        raise AssertionError

@@ -1,0 +1,157 @@
+"""What providers have in common: keys, clients that may be missing, answers read whole, errors in words.
+
+Nothing that is said here holds a key: what a server or a client says goes through `Secret.hide`.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import importlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from sdbuild.captioners.contract import AskError
+from sdbuild.captioners.texts import clean
+from sdbuild.errors import StepError
+
+_BUSY = (429, 503, 529)
+_AGAIN = (408, 409, 425, *_BUSY)
+_QUOTA = ("insufficient_quota", "billing", "credit balance", "spend limit", "spend_limit", "hard limit")
+_LONGEST = 200
+
+
+class Secret:
+    """A key from the environment; it is never printed."""
+
+    def __init__(self, variable: str, *, optional: bool = False) -> None:
+        """Read it.
+
+        Raises:
+            StepError: it is not there, or no key.
+        """
+        self.variable = variable
+        self._value = os.environ.get(variable, "").strip()
+        if not self._value and not optional:
+            raise StepError(f"{variable} is not set: put the provider's key into the environment and run doit again")
+        if not (self._value.isascii() and self._value.isprintable()) or " " in self._value:
+            raise StepError(f"{variable} holds no key: it has characters that keys do not have")
+
+    def __repr__(self) -> str:
+        return f"Secret({self.variable})"
+
+    @property
+    def value(self) -> str:
+        """The key, for the client alone; where there is none, a word that servers without keys pass over."""
+        return self._value or "none"
+
+    def hide(self, text: object) -> str:
+        """A text for people, on one line, without the key."""
+        shown = str(text)
+        if self._value:
+            shown = shown.replace(self._value, "***")
+        shown = clean(shown)
+        return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+
+
+def client_module(name: str) -> ModuleType:
+    """Import a provider's client.
+
+    Raises:
+        StepError: it is not installed; the message has the command.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        message = f'captions from {name} need its client: pip install "sdbuild[{name}]"'
+        raise StepError(message) from None
+
+
+def read_whole(chunks: Iterable[bytes], timeout: float, started: float) -> dict[str, Any]:
+    """Read a JSON object that arrives in pieces.
+
+    Raises:
+        AskError: it is not there in time, or none.
+    """
+    found = bytearray()
+    for chunk in chunks:
+        found += chunk
+        if time.monotonic() - started > timeout:
+            raise AskError(f"no whole answer within {timeout:g} s", "again")
+    try:
+        content = json.loads(found)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise AskError("the server answered something that is not JSON", "again")
+    return content
+
+
+@contextmanager
+def faults(client: ModuleType, secret: Secret, model: str, timeout: float) -> Iterator[None]:
+    """Turn a client's errors into `AskError`, without their tracebacks, which may hold what was sent."""
+    import httpx2
+
+    try:
+        yield
+    except AskError as error:
+        raise AskError(secret.hide(error), error.then, wait=error.wait, busy=error.busy) from None
+    except (client.APITimeoutError, httpx2.TimeoutException):
+        raise AskError(f"no answer within {timeout:g} s", "again") from None
+    except client.APIStatusError as error:
+        raise status_error(error.status_code, error.body, error.response.headers, secret, model) from None
+    except (client.APIConnectionError, httpx2.HTTPError) as error:
+        reason = secret.hide(error.__cause__ or error) or type(error).__name__
+        raise AskError(f"the connection broke ({reason})", "again") from None
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise AskError("the server answered something that is no answer", "again") from None
+    except Exception as error:
+        raise AskError(f"the client failed ({type(error).__name__}: {secret.hide(error)})", "stop") from None
+
+
+def status_error(status: int, body: object, headers: Mapping[str, str], secret: Secret, model: str) -> AskError:
+    """What an answer means that is none."""
+    said = secret.hide(_said(body))
+    reason = f"{status}: {said}" if said else str(status)
+    lowered = f"{json.dumps(body, default=str)}".lower()
+    if status == 402 or (status in (400, 403, 429) and any(word in lowered for word in _QUOTA)):
+        return AskError(f"the account has no credit left ({reason})", "stop")
+    if status in (401, 403):
+        return AskError(f"the key in {secret.variable} is refused ({reason})", "stop")
+    if status == 404:
+        return AskError(f"the server does not know {model} ({reason})", "stop")
+    if status in _AGAIN or status >= 500:
+        what = "the server has too much to do" if status in _BUSY else "the server failed"
+        return AskError(f"{what} ({reason})", "again", wait=_wait(headers), busy=status in _BUSY)
+    return AskError(f"the request is refused ({reason})", "skip")
+
+
+def _said(body: object) -> str:
+    """The message of an error's body; both providers put it into `error.message`, one client unwraps it."""
+    inner = body.get("error", body) if isinstance(body, Mapping) else body
+    message = inner.get("message", "") if isinstance(inner, Mapping) else ""
+    return message if isinstance(message, str) else ""
+
+
+def _wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: `retry-after-ms`, or `retry-after` as a number or a date."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) / unit
+        except ValueError:
+            date = email.utils.parsedate_tz(text)
+            if date is None:
+                continue
+            seconds = email.utils.mktime_tz(date) - time.time()
+        if seconds >= 0:  # NaN is not
+            return seconds
+    return None
