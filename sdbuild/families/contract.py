@@ -203,3 +203,11 @@ class Family(Protocol):
 
     def pipeline(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
         """Load the diffusers pipeline of the base, for sampling."""
+
+    def checkpoint(self, networks: Mapping[Component, nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+        """All of the base as one file in its authors' layout, with some networks in place of its own."""
+
+    def read_checkpoint(
+        self, file: Path, networks: Mapping[Component, nn.Module]
+    ) -> dict[Component, dict[str, Tensor]]:
+        """Tensors of some networks from a file as `checkpoint` makes it, by the names of the networks given."""

@@ -25,7 +25,7 @@ from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description
 from sdbuild.families.keys import TEXT_ROOT
 from sdbuild.families.layout import INDEX, config_name, read_config, read_json, read_layout
-from sdbuild.families.original import ldm_vae
+from sdbuild.families.original import VAE
 from sdbuild.families.single import CONFIGS, carried, identify, prediction, read_header
 from sdbuild.recipe.places import is_pickle
 
@@ -48,11 +48,11 @@ def write_base(file: Path, folder: Path, config: Path | None, prediction_type: s
             )
             raise DataError([Problem(file=str(file), message=message)])
         for name in there:
-            renamed, prefix = description.original.components[name]
+            authors, prefix = description.original.components[name]
             cls = texts[INDEX][name]
             network = _empty(cls, folder / name)
             tensors = {key: read(key) for key in names if key.startswith(prefix)}
-            state = _fitted(renamed(tensors, prefix, network), network, name, description, file)
+            state = fitted(authors.read(tensors, prefix, network), network, name, description, file)
             save_file(state, folder / name / WEIGHTS[cls[0]], metadata={"format": "pt"})
         if "transformer" not in description.classes:
             said = _agreed(prediction_type, prediction(metadata, names))
@@ -69,9 +69,8 @@ def write_vae(file: Path, folder: Path, config: Path) -> None:
         state = {name: read(name) for name in names}
         if "encoder.conv_in.weight" not in network.state_dict() or not any("down_blocks" in name for name in names):
             own = {name: tensor for name, tensor in state.items() if name.startswith("first_stage_model.")} or state
-            state = ldm_vae(own, "", network)
-        fitted = _fitted(state, network, "VAE", None, file)
-        save_file(fitted, folder / WEIGHTS["diffusers"], metadata={"format": "pt"})
+            state = VAE.read(own, "", network)
+        save_file(fitted(state, network, "VAE", None, file), folder / WEIGHTS["diffusers"], metadata={"format": "pt"})
 
 
 @contextmanager
@@ -168,7 +167,7 @@ def _empty(cls: list[str], folder: Path) -> Any:
         return kind(kind.config_class.from_dict(content))
 
 
-def _fitted(
+def fitted(
     state: Mapping[str, Tensor], network: Any, component: str, description: Description | None, file: Path
 ) -> dict[str, Tensor]:
     """The tensors that a network has, contiguous, under its own names.

@@ -11,7 +11,17 @@ Part = Literal["index", "vae", "text", "denoiser", "schedule"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 Renaming = Callable[[Mapping[str, Any], str, Any], dict[str, Any]]
-"""From a component's tensors, the prefix of their names and an empty network to the network's own names."""
+"""From a component's tensors, the prefix of their names and a network to the network's own names, or back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """The names of a component's tensors in its authors' layout; see `original`."""
+
+    read: Renaming
+    """From the authors' names to the network's own."""
+    write: Renaming
+    """And back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +30,8 @@ class Original:
 
     marks: tuple[str, ...]
     """Tensors that every such file has; no other family's have the second."""
-    components: Mapping[str, tuple[Renaming, str]]
-    """What renames each component's tensors, and what their names begin with; see `original`."""
+    components: Mapping[str, tuple[Names, str]]
+    """What renames each component's tensors, and what their names begin with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

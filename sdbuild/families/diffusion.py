@@ -12,7 +12,7 @@ from sdbuild.families.layout import read_config, read_layout
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from sdbuild.families.contract import Component, Denoiser, Schedule, TextEncoder
     from sdbuild.families.networks import KLEncoder
@@ -136,6 +136,20 @@ class DiffusionFamily:
         if "pooled" in positive:
             found |= {"pooled_prompt_embeds": positive["pooled"], "negative_pooled_prompt_embeds": negative["pooled"]}
         return found
+
+    def checkpoint(self, networks: Mapping[Component, nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+        """All of the base as one file in its authors' layout, with some networks in place of its own."""
+        from sdbuild.families.checkpoint import whole_checkpoint
+
+        return whole_checkpoint(self.folder, networks, dtype)
+
+    def read_checkpoint(
+        self, file: Path, networks: Mapping[Component, nn.Module]
+    ) -> dict[Component, dict[str, Tensor]]:
+        """Tensors of some networks from a file as `checkpoint` makes it."""
+        from sdbuild.families.checkpoint import read_networks
+
+        return read_networks(self.folder, file, networks)
 
     def network(self, name: str, component: str, dtype: torch.dtype | None, device: str) -> Any:
         """Load a network of diffusers or transformers, frozen, in float32 if no type is given."""

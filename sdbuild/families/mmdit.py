@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdbuild.families.keys import KohyaKeys
 
@@ -93,6 +93,31 @@ def from_joint(path: str) -> tuple[str, ...]:
     return tuple(f"transformer_blocks.{match[2]}.{name}" for name in names)
 
 
+def to_authors(tensors: Mapping[str, Tensor], prefix: str, network: Any) -> dict[str, Tensor]:
+    """Name a transformer's tensors as its authors do; see `original`."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    fused: dict[str, dict[int, Tensor]] = {}
+    swapped = _swapped(network.config.num_layers)
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if name == "pos_embed.pos_embed":
+            found[f"{prefix}pos_embed"] = tensor
+            continue
+        theirs, index = to_joint(module)
+        if index is not None:
+            fused.setdefault(f"{prefix}{theirs}.{kind}", {})[index] = tensor
+        else:
+            found[f"{prefix}{theirs}.{kind}"] = swap_halves(tensor) if module in swapped else tensor
+    return found | {name: torch.cat([parts[index] for index in range(3)]) for name, parts in fused.items()}
+
+
+def _swapped(depth: int) -> frozenset[str]:
+    """Layers whose two halves, scale and shift, the authors have the other way round."""
+    return frozenset({f"transformer_blocks.{depth - 1}.norm1_context.linear", "norm_out.linear"})
+
+
 class SD3Keys(KohyaKeys):
     """Key map of Stable Diffusion 3."""
 
@@ -101,8 +126,7 @@ class SD3Keys(KohyaKeys):
     def __init__(self, depth: int) -> None:
         """Use a transformer with that many blocks."""
         super().__init__({"transformer": "lora_transformer", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
-        self._swapped = {f"transformer_blocks.{depth - 1}.norm1_context.linear", "norm_out.linear"}
-        """Layers whose two halves, scale and shift, the authors have the other way round."""
+        self._swapped = _swapped(depth)
 
     def path(self, name: str) -> tuple[Component, str]:
         """Return component and module path of a name; one of a fused layer belongs to no single module."""

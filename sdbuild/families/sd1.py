@@ -12,7 +12,7 @@ from sdbuild.families.description import Description, Original
 from sdbuild.families.diffusion import DiffusionFamily
 from sdbuild.families.keys import KohyaKeys
 from sdbuild.families.layout import Layout, check, read_config
-from sdbuild.families.original import clip, ldm_unet, ldm_vae
+from sdbuild.families.original import CLIP, UNET, VAE
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +46,9 @@ DESCRIPTION = Description(
             "first_stage_model.encoder.conv_in.weight",
         ),
         components={
-            "unet": (ldm_unet, "model.diffusion_model."),
-            "vae": (ldm_vae, "first_stage_model."),
-            "text_encoder": (clip, "cond_stage_model.transformer."),
+            "unet": (UNET, "model.diffusion_model."),
+            "vae": (VAE, "first_stage_model."),
+            "text_encoder": (CLIP, "cond_stage_model.transformer."),
         },
     ),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from sdbuild.families import sd1
 from sdbuild.families.description import Original
 from sdbuild.families.layout import Layout, check, read_config
-from sdbuild.families.original import openclip
+from sdbuild.families.original import OPENCLIP
 
 DESCRIPTION = replace(
     sd1.DESCRIPTION,
@@ -23,7 +23,7 @@ DESCRIPTION = replace(
         ),
         components={
             **sd1.DESCRIPTION.original.components,
-            "text_encoder": (openclip, "cond_stage_model.model."),
+            "text_encoder": (OPENCLIP, "cond_stage_model.model."),
         },
     ),
 )

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sdbuild.families.description import Description, Original
+from sdbuild.families.description import Description, Names, Original
 from sdbuild.families.diffusion import DiffusionFamily
 from sdbuild.families.layout import Layout, check, read_config
-from sdbuild.families.mmdit import SD3Keys
-from sdbuild.families.original import clip, ldm_vae, unprefixed
+from sdbuild.families.mmdit import SD3Keys, to_authors
+from sdbuild.families.original import CLIP, PREFIXED, VAE
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,11 @@ DESCRIPTION = Description(
             "first_stage_model.encoder.conv_in.weight",
         ),
         components={
-            "transformer": (_joint, "model.diffusion_model."),
-            "vae": (ldm_vae, "first_stage_model."),
-            "text_encoder": (clip, "text_encoders.clip_l.transformer."),
-            "text_encoder_2": (clip, "text_encoders.clip_g.transformer."),
-            "text_encoder_3": (unprefixed, "text_encoders.t5xxl.transformer."),
+            "transformer": (Names(read=_joint, write=to_authors), "model.diffusion_model."),
+            "vae": (VAE, "first_stage_model."),
+            "text_encoder": (CLIP, "text_encoders.clip_l.transformer."),
+            "text_encoder_2": (CLIP, "text_encoders.clip_g.transformer."),
+            "text_encoder_3": (PREFIXED, "text_encoders.t5xxl.transformer."),
         },
     ),
 )

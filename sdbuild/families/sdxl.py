@@ -12,7 +12,7 @@ from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description, Original
 from sdbuild.families.diffusion import DiffusionFamily
 from sdbuild.families.layout import Layout, check, read_config
-from sdbuild.families.original import clip, ldm_unet, ldm_vae, openclip
+from sdbuild.families.original import CLIP, OPENCLIP, UNET, VAE
 from sdbuild.families.sgm import SDXLKeys
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ DESCRIPTION = Description(
             "first_stage_model.encoder.conv_in.weight",
         ),
         components={
-            "unet": (ldm_unet, "model.diffusion_model."),
-            "vae": (ldm_vae, "first_stage_model."),
-            "text_encoder": (clip, "conditioner.embedders.0.transformer."),
-            "text_encoder_2": (openclip, "conditioner.embedders.1.model."),
+            "unet": (UNET, "model.diffusion_model."),
+            "vae": (VAE, "first_stage_model."),
+            "text_encoder": (CLIP, "conditioner.embedders.0.transformer."),
+            "text_encoder_2": (OPENCLIP, "conditioner.embedders.1.model."),
         },
     ),
 )

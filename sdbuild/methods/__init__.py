@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sdbuild.methods.contract import Method
 
-METHODS: Mapping[str, str] = {"lora": "sdbuild.methods.lora"}
+METHODS: Mapping[str, str] = {
+    "lora": "sdbuild.methods.lora",
+    "full": "sdbuild.methods.full",
+    "partial": "sdbuild.methods.partial",
+}
 """By the recipe's `method.kind`: a package with `spec`, whose `SPEC` is read from recipes without torch, and with
 `adapter`, whose `METHOD` adapts models."""
 

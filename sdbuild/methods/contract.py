@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from sdbuild.families.contract import Component, KeyMap, TextEncoder
+from sdbuild.families.contract import Component, Family, KeyMap, TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +22,8 @@ class Networks:
     """Frozen."""
     text: TextEncoder | None = None
     """What runs the text encoders among them, with their tokenizers; None where they do not change."""
+    family: Family | None = None
+    """Of the base; None for networks by themselves, of which no whole checkpoint can be made."""
 
 
 class Strength(Protocol):

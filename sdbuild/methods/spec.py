@@ -36,8 +36,32 @@ class MethodSpec(Spec):
         """What of the base changes; a text encoder that does is run in every step, not once."""
         return frozenset({"denoiser"})
 
+    @property
+    def trains_base(self) -> bool:
+        """Whether the base's own weights are trained, for which they are held in float32."""
+        return False
+
     def stated(self) -> Mapping[str, Any]:
         """As JSON, for the specs of steps, without what a later release added and this recipe does not set."""
         said = self.model_dump(mode="json", by_alias=True)
         chosen = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         return {name: value for name, value in said.items() if name in chosen or name in self.always or name == "kind"}
+
+
+class WeightsSpec(MethodSpec):
+    """Training of the base's own weights."""
+
+    text_encoder: bool = False
+    """Whether the text encoders are trained too; their outputs are then computed in every step, not once."""
+    save_precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Number format of the checkpoint that is written; the weights are trained in float32 in any case."""
+
+    @property
+    def sides(self) -> frozenset[Side]:
+        """The denoiser, and the text encoders where that is set."""
+        return frozenset({"denoiser", "text"} if self.text_encoder else {"denoiser"})
+
+    @property
+    def trains_base(self) -> bool:
+        """They are what is trained."""
+        return True

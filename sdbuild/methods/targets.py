@@ -84,15 +84,49 @@ def select(modules: Mapping[Component, nn.Module], targets: str | Sequence[str])
     }
 
 
+def select_parameters(modules: Mapping[Component, nn.Module], patterns: Sequence[str]) -> dict[Component, set[str]]:
+    """Return the parameters of the modules that patterns name, whatever these are, and of all inside them.
+
+    Raises:
+        RecipeError: a pattern matches nothing that has parameters.
+    """
+    owners = {
+        component: {name: _ancestors(name) for name, _ in network.named_parameters()}
+        for component, network in modules.items()
+    }
+    known = list({path: None for names in owners.values() for paths in names.values() for path in paths})
+    problems = [
+        Problem(field="method.layers", message=_unmatched(pattern, known, "module with weights"))
+        for pattern in patterns
+        if not any(matches_pattern(path, pattern) for path in known)
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return {
+        component: {
+            name
+            for name, paths in names.items()
+            if any(matches_pattern(path, pattern) for path in paths for pattern in patterns)
+        }
+        for component, names in owners.items()
+    }
+
+
+def _ancestors(parameter: str) -> list[str]:
+    """Paths of the module that has a parameter, and of those around it."""
+    parts = parameter.split(".")[:-1]
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
 def matches_pattern(path: str, pattern: str) -> bool:
     """Tell whether a pattern is the module's path, or its end."""
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
-def _unmatched(pattern: str, known: Sequence[str]) -> str:
+def _unmatched(pattern: str, known: Sequence[str], what: str = "linear layer or convolution") -> str:
     """Name the nearest that there are: ends of paths of the pattern's own length."""
     length = pattern.count(".") + 1
     ends = {".".join(path.split(".")[-length:]) for path in known} | {path.split(".")[-1] for path in known}
     near = difflib.get_close_matches(pattern, sorted(ends), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(ends)[:6])}"
-    return f"{pattern!r} matches no linear layer or convolution of this base ({hint})"
+    return f"{pattern!r} matches no {what} of this base ({hint})"

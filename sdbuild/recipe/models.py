@@ -90,6 +90,13 @@ class Recipe(Spec):
                     yield f"datasets.{index}.resolutions.{position}", misfit
         if self.train.learning_rates.text_encoder is not None and "text" not in self.method.sides:
             yield "train.learning_rates.text_encoder", "the text encoder is not trained; set method.text_encoder: true"
+        held = self.train.base_precision
+        if self.method.trains_base and held not in (None, "float32"):
+            message = (
+                f"{self.method.kind} trains the base's own weights, which {held} cannot hold; remove it "
+                "(with precision: bfloat16 they are float32 and computed in bfloat16), or choose method lora"
+            )
+            yield "train.base_precision", message
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.

@@ -48,7 +48,7 @@ def assemble(
     precision.settle(model.values(), device)
     if gradient_checkpointing:
         checkpoint_gradients(model.values())
-    adapter = methods.load(method.kind).inject(networks(method, denoiser.component, model, text), method, seed=seed)
+    adapter = methods.load(method.kind).inject(networks(method, family, model, text), method, seed=seed)
     return Model(denoiser=denoiser, text=text, adapter=adapter)
 
 
@@ -56,14 +56,15 @@ def apply(pipeline: Any, family: Family, method: MethodSpec, folder: Path, name:
     """Add a trained adapter to the family's pipeline."""
     text = family.text_of(pipeline)
     model = {family.denoiser: getattr(pipeline, family.denoiser), **text.modules}
-    base = networks(method, family.denoiser, model, text)
+    base = networks(method, family, model, text)
     return methods.load(method.kind).apply(pipeline, base, method, folder, key_map=family.key_map, name=name)
 
 
 def networks(
-    method: MethodSpec, denoiser: Component, model: Mapping[Component, nn.Module], text: TextEncoder | None
+    method: MethodSpec, family: Family, model: Mapping[Component, nn.Module], text: TextEncoder | None
 ) -> Networks:
-    """Return what the method changes of a model's networks, of which `denoiser` is one."""
+    """Return what the method changes of a model's networks."""
     sides = method.sides
+    denoiser = family.denoiser
     modules = {name: module for name, module in model.items() if ("denoiser" if name == denoiser else "text") in sides}
-    return Networks(modules=modules, text=text if "text" in sides else None)
+    return Networks(modules=modules, text=text if "text" in sides else None, family=family)

@@ -65,7 +65,9 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.base is not None
     settings = Train.model_validate(spec["train"])
     device = PartialState().device
-    precision = Precision(compute=settings.precision, base=settings.base_precision)
+    method = method_of(spec["method"])
+    held = "float32" if method.trains_base else settings.base_precision
+    precision = Precision(compute=settings.precision, base=held)
     optimizers.check(settings.optimizer, device)
     precision.check(device)
     data = read_data(spec, inputs)
@@ -82,7 +84,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     with memory_told(spec), _reproducible(device):
         model = assemble(
             family,
-            method_of(spec["method"]),
+            method,
             seed=settings.seed,
             precision=precision,
             device=device,

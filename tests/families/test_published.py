@@ -13,7 +13,6 @@ from sdbuild import families
 from sdbuild.families import convert, single
 from sdbuild.families.layout import read_json
 from tests.adapters import inject
-from tests.original import clip_names, mmdit_names, openclip_names, unet_names, vae_names
 
 NAMES = sorted(path.stem for path in single.CONFIGS.glob("*.json"))
 SIZES = {
@@ -68,21 +67,14 @@ def test_a_published_checkpoint_fits_its_configuration(name: str, tmp_path: Path
     content = read_json(single.CONFIGS / f"{name}.json")
     description = next(each for each in families.descriptions() if each.name == content["family"])
     names: dict[str, tuple[int, ...]] = {}
-    theirs: dict[str, Any] = {
-        "unet": lambda state: unet_names(state, layers=2),
-        "transformer": mmdit_names,
-        "vae": vae_names,
-        "text_encoder_3": dict,
-    }
-    for component, (renamed, prefix) in description.original.components.items():
+    for component, (authors, prefix) in description.original.components.items():
         module = network(name, component, tmp_path)
         state = {key: tensor for key, tensor in module.state_dict().items() if key != "encoder.embed_tokens.weight"}
         if component == "text_encoder":
             state.pop("text_projection.weight", None)
-        usual = openclip_names if prefix.endswith(".model.") else clip_names
-        tensors = {f"{prefix}{key}": tensor for key, tensor in theirs.get(component, usual)(state).items()}
+        tensors = authors.write(state, prefix, module)
         names |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        found = convert._fitted(renamed(tensors, prefix, module), module, component, description, tmp_path)
+        found = convert.fitted(authors.read(tensors, prefix, module), module, component, description, tmp_path)
         assert {key: tensor.shape for key, tensor in found.items()}.items() >= {
             key: tensor.shape for key, tensor in state.items()
         }.items()

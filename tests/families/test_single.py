@@ -14,9 +14,11 @@ from sdbuild import families
 from sdbuild.errors import DataError
 from sdbuild.families import single
 from sdbuild.families.digest import base_digest, md5_file
+from sdbuild.families.networks import load_network
+from sdbuild.families.original import VAE
 from sdbuild.families.sources import bring, find, problems
 from sdbuild.plan.model import Base
-from tests.original import copy_configurations, make_single, vae_names
+from tests.original import copy_configurations, make_single
 from tests.tiny import PIPELINES, make_pipeline
 
 PARTS = ("index", "vae", "text", "denoiser", "schedule")
@@ -173,7 +175,8 @@ def test_a_vae_of_its_own(project: Path, layout: str) -> None:
     other = make_pipeline(project / "other", seed=5)
     weights = load_file(other / "vae/diffusion_pytorch_model.safetensors")
     if layout == "authors":
-        weights = {name: tensor.contiguous() for name, tensor in vae_names(weights).items()}
+        network = load_network("AutoencoderKL", other / "vae", None, "cpu")
+        weights = {name: tensor.contiguous() for name, tensor in VAE.write(weights, "", network).items()}
     if layout == "whole":
         make_single(other, project / "vae.safetensors", "sd1")
     else:

@@ -82,3 +82,12 @@ def test_what_does_not_go_together_is_said(project: Path, train: str, problem: s
 def test_what_does_is_accepted(project: Path, train: str) -> None:
     write(project, cat=f"{GOOD}train: {{{train}}}\n")
     assert len(load_project(project)) == 1
+
+
+@pytest.mark.parametrize("held", ["nf4", "int8", "bfloat16"])
+def test_the_bases_own_weights_are_trained_in_float32(project: Path, held: str) -> None:
+    held_in = f"train: {{precision: bfloat16, base_precision: {held}}}\n"
+    write(project, cat=f"{GOOD}method: {{kind: full}}\n{held_in}")
+    (problem,) = complaints(project)
+    place = "recipes/cat.yaml:4: train.base_precision"
+    assert problem.startswith(f"{place}: full trains the base's own weights, which {held} cannot hold; remove it")

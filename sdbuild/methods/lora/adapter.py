@@ -22,6 +22,7 @@ from sdbuild.families.contract import Component, KeyMap
 from sdbuild.methods.contract import Adapter, Networks
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import PipelineLora, load_lora
+from sdbuild.methods.state import take_over
 from sdbuild.methods.targets import select
 
 ADAPTER = "default"
@@ -50,18 +51,9 @@ class LoraAdapter:
         """Return ``<component>.<path>.lora_A.weight`` and ``….lora_B.weight``, as diffusers names them."""
         return {name: parameter.detach() for name, parameter in self.parameters()}
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of an adapter with the same targets and rank."""
-        own = self.state()
-        if own.keys() != state.keys():
-            missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-            raise ValueError(f"not this adapter's weights: missing {missing[:3]}, unknown {unknown[:3]}")
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        take_over(self.state(), state)
 
     def export(self, key_map: KeyMap, name: str) -> dict[str, dict[str, Tensor]]:
         """Return kohya's file, with alphas, and diffusers' file.

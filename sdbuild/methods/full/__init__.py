@@ -1,0 +1,1 @@
+"""Full fine-tune: all weights of the base."""

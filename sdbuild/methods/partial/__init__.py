@@ -1,0 +1,1 @@
+"""Partial fine-tune: some of the base's own layers."""
