@@ -88,6 +88,13 @@ class TextEncoder(Protocol):
     def modules(self) -> Mapping[Component, nn.Module]:
         """The networks that adapters can change, for training the text side; frozen when loaded."""
 
+    @property
+    def readers(self) -> Mapping[Component, tuple[Any, Any]]:
+        """Tokenizers and networks, of transformers: what is added to them is read in captions and prompts."""
+
+    def expands(self, text: str) -> bool:
+        """Tell whether the text has a token of several vectors; see `families.text.expanded`."""
+
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a caption before any cut, start and end included."""
 
@@ -169,7 +176,7 @@ class Family(Protocol):
     multiple: int
     """Pictures' sides are multiples of this: the VAE's factor, times the patch of a transformer."""
     modelspec_architecture: str
-    """E.g. ``stable-diffusion-v1/lora``, for the adapter's ``modelspec.architecture``."""
+    """E.g. ``stable-diffusion-v1``, for ``modelspec.architecture``."""
     ss_base_model_version: str
     """E.g. ``sd_v1``, as kohya's tools write it."""
 

@@ -72,7 +72,7 @@ class StableDiffusion1(DiffusionFamily):
     key_map = KEYS
     pipeline_class = DESCRIPTION.pipeline
     text_classes: Mapping[str, str] = {"text_encoder": "CLIPTextModel"}
-    modelspec_architecture = "stable-diffusion-v1/lora"
+    modelspec_architecture = "stable-diffusion-v1"
     ss_base_model_version = "sd_v1"
 
     def __init__(self, folder: Path, *, clip_skip: int) -> None:

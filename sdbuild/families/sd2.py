@@ -48,5 +48,5 @@ class StableDiffusion2(sd1.StableDiffusion1):
         """Use a base whose files were checked."""
         super().__init__(folder, clip_skip=clip_skip)
         velocity = read_config(folder, "scheduler").get("prediction_type") == "v_prediction"
-        self.modelspec_architecture = f"stable-diffusion-v2-{'768-v' if velocity else '512'}/lora"
+        self.modelspec_architecture = f"stable-diffusion-v2-{'768-v' if velocity else '512'}"
         self.ss_base_model_version = "sd_v2_v" if velocity else "sd_v2"

@@ -103,7 +103,7 @@ class StableDiffusion3(DiffusionFamily):
         kind = "3-medium"
         if config.get("qk_norm"):
             kind = "3.5-medium" if config.get("dual_attention_layers") else "3.5-large"
-        self.modelspec_architecture = f"stable-diffusion-{kind}/lora"
+        self.modelspec_architecture = f"stable-diffusion-{kind}"
         self.ss_base_model_version = f"sd{kind}"
 
     def channels(self, config: Mapping[str, Any]) -> int:

@@ -82,7 +82,7 @@ class StableDiffusionXL(DiffusionFamily):
         "text_encoder_2": "CLIPTextModelWithProjection",
     }
     zeros_by_default = True
-    modelspec_architecture = "stable-diffusion-xl-v1-base/lora"
+    modelspec_architecture = "stable-diffusion-xl-v1-base"
     ss_base_model_version = "sdxl_base_v1-0"
 
     def __init__(self, folder: Path, *, clip_skip: int) -> None:

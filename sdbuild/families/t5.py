@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sdbuild.families.contract import Words
-from sdbuild.families.text import Clip, ClipText, reweighed
+from sdbuild.families.contract import Component, Words
+from sdbuild.families.text import Clip, ClipText, expanded, reweighed
 
 LENGTH = 256
 """Tokens that T5 is given, padded; also the room that it leaves when it is left out."""
@@ -19,20 +19,23 @@ LENGTH = 256
 
 @dataclass(frozen=True)
 class T5:
-    """A T5 encoder with its tokenizer; it is never adapted."""
+    """A T5 encoder with its tokenizer; it learns new words, and nothing else."""
 
     tokenizer: Any
     module: Any
-    component = "text_encoder_3"
+    component: ClassVar[Component] = "text_encoder_3"
 
     def tokenize(self, text: str) -> Tensor:
         """Return token ids [L], cut and padded."""
         ids: Tensor = self.tokenizer(
-            text, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+            expanded(self.tokenizer, text),
+            padding="max_length",
+            max_length=LENGTH,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids[0]
         return ids
 
-    @torch.no_grad()
     def states(self, tokens: Tensor) -> Tensor:
         """Return hidden states [B, L, D] of tokens [B, L]."""
         hidden: Tensor = self.module(tokens.to(self.module.device))[0]
@@ -43,7 +46,9 @@ class T5:
         pairs = [
             (token, weight)
             for text, weight in words
-            for token in self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+            for token in self.tokenizer(
+                expanded(self.tokenizer, text), add_special_tokens=False, truncation=False, verbose=False
+            ).input_ids
         ][: LENGTH - 1]
         rest = LENGTH - 1 - len(pairs)
         ids = [*(token for token, _ in pairs), self.tokenizer.eos_token_id, *[self.tokenizer.pad_token_id] * rest]
@@ -57,6 +62,12 @@ class ClipAndT5(ClipText):
         super().__init__(*clips)
         self._t5 = t5
 
+    @property
+    def readers(self) -> Mapping[Component, tuple[Any, Any]]:
+        """Tokenizers and networks."""
+        t5 = {} if self._t5 is None else {self._t5.component: (self._t5.tokenizer, self._t5.module)}
+        return {**super().readers, **t5}
+
     def tokenize(self, text: str) -> dict[str, Tensor]:
         """Return token ids of each encoder, cut and padded."""
         found = super().tokenize(text)
@@ -67,6 +78,7 @@ class ClipAndT5(ClipText):
         found = super().condition(tokens)
         return found if self._t5 is None else {**found, "t5": self._t5.states(tokens[self._t5.component])}
 
+    @torch.no_grad()
     def weigh(self, words: Words, chunks: int) -> dict[str, Tensor]:
         """Return the condition [1, …] of a prompt with weights."""
         found = super().weigh(words, chunks)

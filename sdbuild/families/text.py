@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -32,12 +33,16 @@ class Clip:
 
     def count(self, text: str) -> int:
         """Count the tokens of a text before any cut, start and end included."""
-        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+        return len(self.tokenizer(expanded(self.tokenizer, text), truncation=False, verbose=False).input_ids)
 
     def tokenize(self, text: str) -> Tensor:
         """Return token ids [L], cut and padded."""
         ids: Tensor = self.tokenizer(
-            text, padding="max_length", max_length=self.size, truncation=True, return_tensors="pt"
+            expanded(self.tokenizer, text),
+            padding="max_length",
+            max_length=self.size,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids[0]
         return ids
 
@@ -82,7 +87,9 @@ class Clip:
         return [
             (token, weight)
             for text, weight in words
-            for token in self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+            for token in self.tokenizer(
+                expanded(self.tokenizer, text), add_special_tokens=False, truncation=False, verbose=False
+            ).input_ids
         ]
 
 
@@ -97,6 +104,15 @@ class ClipText:
     def modules(self) -> Mapping[Component, nn.Module]:
         """The networks by component."""
         return {clip.component: clip.module for clip in self.clips}
+
+    @property
+    def readers(self) -> Mapping[Component, tuple[Any, Any]]:
+        """Tokenizers and networks."""
+        return {clip.component: (clip.tokenizer, clip.module) for clip in self.clips}
+
+    def expands(self, text: str) -> bool:
+        """Tell whether the text has a token of several vectors."""
+        return any(expanded(tokenizer, text) != text for tokenizer, _ in self.readers.values())
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a caption before any cut."""
@@ -129,6 +145,15 @@ class ClipText:
             hidden, pooled = clip.states(ids)
             states.append((reweighed(hidden, weights), pooled))
         return _joined(states)
+
+
+def expanded(tokenizer: Any, text: str) -> str:
+    """Write out tokens of several vectors: ``<a>`` as ``<a> <a>_1``, where there is ``<a>_1``, as diffusers does."""
+    added = tokenizer.added_tokens_encoder
+    for token in (token for token in added if f"{token}_1" in added and token in text):
+        rest = takewhile(added.__contains__, (f"{token}_{number}" for number in count(1)))
+        text = text.replace(token, " ".join([token, *rest]))
+    return text
 
 
 def reweighed(hidden: Tensor, weights: Tensor) -> Tensor:

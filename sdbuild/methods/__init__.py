@@ -13,6 +13,9 @@ METHODS: Mapping[str, str] = {
     "lora": "sdbuild.methods.lora",
     "full": "sdbuild.methods.full",
     "partial": "sdbuild.methods.partial",
+    "textual_inversion": "sdbuild.methods.textual_inversion",
+    "pivotal": "sdbuild.methods.pivotal",
+    "hypernetwork": "sdbuild.methods.hypernetwork",
 }
 """By the recipe's `method.kind`: a package with `spec`, whose `SPEC` is read from recipes without torch, and with
 `adapter`, whose `METHOD` adapts models."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -62,6 +62,17 @@ class Adapter(Protocol):
 
     def merge(self) -> None:
         """Add the adapter to the base's weights; what was merged cannot train on."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """An adapter that does not change all of itself in every step, or keeps within limits."""
+
+    def begin(self, step: int, steps: int) -> None:
+        """Prepare for a step of so many: parameters that wait need no gradient."""
+
+    def stepped(self) -> None:
+        """Look after the weights, after each step of the optimizer."""
 
 
 class Method(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag
@@ -30,6 +30,14 @@ class MethodSpec(Spec):
     kind: str
     always: ClassVar[frozenset[str]] = frozenset()
     """Settings that the specs of steps have even where a recipe does not set them; see `stated`."""
+
+    modelspec: ClassVar[str] = "/lora"
+    """What follows the family's name in `modelspec.architecture` of its files."""
+
+    @property
+    def words(self) -> Sequence[str]:
+        """What captions have to say for it to learn anything."""
+        return ()
 
     @property
     def sides(self) -> frozenset[Side]:

@@ -42,6 +42,7 @@ OPTIONAL: Mapping[str, Any] = {
     "tags": None,
     "weight": None,
     "rising_loss": 3.0,
+    "embeddings": None,
     "vae_tiling": False,
     "offload": False,
     "base_precision": None,
@@ -56,7 +57,11 @@ def _set(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _as_set(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key not in OPTIONAL or value != OPTIONAL[key]}
+    return {
+        key: _as_set(value) if isinstance(value, Mapping) else value
+        for key, value in section.items()
+        if key not in OPTIONAL or value != OPTIONAL[key]
+    }
 
 
 def _caption(caption: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -97,6 +97,8 @@ class Recipe(Spec):
                 "(with precision: bfloat16 they are float32 and computed in bfloat16), or choose method lora"
             )
             yield "train.base_precision", message
+        if self.train.learning_rates.embeddings is not None and not self.method.words:
+            yield "train.learning_rates.embeddings", f"{self.method.kind} learns no tokens; remove it"
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.

@@ -19,6 +19,8 @@ class LearningRates(Spec):
     """Highest learning rate in the UNet or transformer; null for `learning_rate`."""
     text_encoder: Rate | None = None
     """Highest learning rate in the text encoders; null for `learning_rate`."""
+    embeddings: Rate | None = None
+    """Highest learning rate of new tokens' vectors; null for `learning_rate`."""
 
 
 class Ema(Spec):

@@ -123,7 +123,8 @@ def _said(prompt: str, negative: str, family: Family, text: TextEncoder) -> dict
     wanted, unwanted = words(prompt), words(negative)
     chunks = max(text.chunks(wanted), text.chunks(unwanted))
     weighed = any(weight != 1 for _, weight in (*wanted, *unwanted))
-    if chunks == 1 and not weighed and family.clip_skip == 1:
+    expands = text.expands(prompt) or text.expands(negative)  # not all pipelines do it themselves
+    if chunks == 1 and not weighed and not expands and family.clip_skip == 1:
         return {"prompt": plain(prompt), "negative_prompt": plain(negative) or None}
     condition, against = (text.weigh(pieces, chunks) for pieces in (wanted, unwanted))
     if family.zeros_for_empty and not unwanted:

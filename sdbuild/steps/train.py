@@ -20,7 +20,7 @@ from sdbuild.data.items import ShardReader
 from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
 from sdbuild.families.contract import Family, FlowSchedule, PredictionType, Schedule
-from sdbuild.methods.contract import Adapter
+from sdbuild.methods.contract import Adapter, Staged
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
@@ -71,6 +71,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     optimizers.check(settings.optimizer, device)
     precision.check(device)
     data = read_data(spec, inputs)
+    _need_words(method_of(spec["method"]).words, data)
     sampler = sampler_of(
         data.examples, spec["datasets"], batch=settings.batch * settings.accumulate, seed=settings.seed
     )
@@ -139,6 +140,17 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
         digest=data_digest(captions, folders),
         skipped=count_skipped(inputs.captions),
     )
+
+
+def _need_words(words: Sequence[str], data: Data) -> None:
+    """Make sure that captions say the words that are to be learned."""
+    texts = {text for example in data.examples for text in example.texts}
+    absent = [word for word in words if not any(word in text for text in texts)]
+    if absent:
+        raise RecipeError(
+            Problem(field="method.tokens", message=f"no caption says {word!r}; write it there, e.g. as a trigger")
+            for word in absent
+        )
 
 
 def _conditions(model: Model, data: Data, inputs: Inputs, settings: Train, device: torch.device) -> Stored | Encoded:
@@ -218,10 +230,16 @@ def _train(
         average=Average(adapter.state(), settings.ema.decay) if settings.ema else None,
         scaler=scaler,
     )
+
+    def losses_at(step: int) -> Iterator[Tensor]:
+        if isinstance(adapter, Staged):
+            adapter.begin(step, settings.steps)
+        return map(losses_of, batches(step))
+
     plan = Plan(
         steps=settings.steps,
         rate_of=_rate_of(settings),
-        losses_of=lambda step: map(losses_of, batches(step)),
+        losses_of=losses_at,
         names_of=batches.names,
         seed=settings.seed,
         clip=settings.clip,
@@ -234,6 +252,8 @@ def _train(
         warn=context.warn,
     )
     adapter.train(True)
+    if isinstance(adapter, Staged):
+        state.optimizer.register_step_post_hook(lambda *_: adapter.stepped())
     train(plan, state, checkpoints, context.progress)
     adapter.train(False)
     return state
@@ -275,13 +295,20 @@ def _write_adapter(
     resolution = f"{shape[-1] * family.vae_factor}x{shape[-2] * family.vae_factor}"
     header = {
         "format": "pt",
-        **metadata.modelspec(family, name=spec["name"], prediction_type=prediction_type, resolution=resolution),
+        **metadata.modelspec(
+            family,
+            kind=method_of(spec["method"]).modelspec,
+            name=spec["name"],
+            prediction_type=prediction_type,
+            resolution=resolution,
+        ),
         **metadata.kohya(family, spec, data.examples, data.captions),
         **adapter.summary(),
         **metadata.lineage(spec, data=data.digest, pictures=pictures(data.examples), holdout=pictures(data.holdout)),
     }
     for name, tensors in adapter.export(family.key_map, spec["name"]).items():
         digest = {"modelspec.hash_sha256": f"0x{content_digest(tensors)}"}
+        (folder / name).parent.mkdir(exist_ok=True)
         write_tensors(folder / name, tensors, header | digest)
 
 

@@ -51,11 +51,11 @@ def lineage(spec: Mapping[str, Any], *, data: str, pictures: int, holdout: int) 
     }
 
 
-def modelspec(family: Family, *, name: str, prediction_type: str, resolution: str) -> dict[str, str]:
-    """Return the metadata standard's fields, but for the hash of the tensors."""
+def modelspec(family: Family, *, kind: str, name: str, prediction_type: str, resolution: str) -> dict[str, str]:
+    """Return the metadata standard's fields, but for the hash; `kind` is what follows the family's name."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": family.modelspec_architecture,
+        "modelspec.architecture": f"{family.modelspec_architecture}{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.resolution": resolution,

@@ -144,6 +144,7 @@ def group(
     learning_rate: float,
     denoiser: float | None,
     text_encoder: float | None,
+    embeddings: float | None = None,
     second_factor: float,
 ) -> list[dict[str, Any]]:
     """Group parameters by their `share` of the learning rate.
@@ -153,6 +154,7 @@ def group(
         learning_rate: of parts without one of their own.
         denoiser: learning rate of UNet or transformer.
         text_encoder: learning rate of the text encoders.
+        embeddings: learning rate of vectors of new tokens, which are named `embeddings.<component>`.
         second_factor: times the rate for LoRA's second factors (LoRA+, Hayou et al. 2024, section 3: η_B = λ η_A).
 
     Raises:
@@ -162,8 +164,10 @@ def group(
         message = "this method has no second factor; remove it"
         raise RecipeError([Problem(field="train.lora_plus_ratio", message=message)])
     groups: dict[float, list[Parameter]] = {}
+    rates = {"text_encoder": text_encoder, "embeddings": embeddings}
     for name, parameter in named:
-        rate = text_encoder if name.startswith("text_encoder") else denoiser
+        part = name.partition(".")[0].rstrip("_0123456789")
+        rate = rates.get(part, denoiser)
         share = 1.0 if rate is None else rate / learning_rate
         if name.endswith(SECOND_FACTOR):
             share *= second_factor

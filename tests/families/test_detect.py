@@ -25,7 +25,7 @@ def test_a_tiny_base_is_sd1(base: Path) -> None:
     assert detect(base) == "sd1"
     family = load(base)
     assert (family.name, family.folder, family.vae_factor) == ("sd1", base, 8)
-    assert family.modelspec_architecture == "stable-diffusion-v1/lora"
+    assert family.modelspec_architecture == "stable-diffusion-v1"
     assert family.ss_base_model_version == "sd_v1"
 
 

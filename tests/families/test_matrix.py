@@ -30,11 +30,11 @@ SHAPES = {
 }
 """Of one caption's condition."""
 ARCHITECTURES = {
-    "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
-    "sd2": ("stable-diffusion-v2-768-v/lora", "sd_v2_v"),
-    "sdxl": ("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
-    "sd3": ("stable-diffusion-3-medium/lora", "sd3-medium"),
-    "sd3-without-t5": ("stable-diffusion-3-medium/lora", "sd3-medium"),
+    "sd1": ("stable-diffusion-v1", "sd_v1"),
+    "sd2": ("stable-diffusion-v2-768-v", "sd_v2_v"),
+    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "sd3": ("stable-diffusion-3-medium", "sd3-medium"),
+    "sd3-without-t5": ("stable-diffusion-3-medium", "sd3-medium"),
 }
 GEOMETRY = torch.tensor([[80, 64, 0, 8, 64, 64], [64, 64, 0, 0, 64, 64]])
 

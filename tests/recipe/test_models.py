@@ -59,7 +59,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "batch": 4,
             "accumulate": 1,
             "learning_rate": 1e-4,
-            "learning_rates": {"denoiser": None, "text_encoder": None},
+            "learning_rates": {"denoiser": None, "text_encoder": None, "embeddings": None},
             "lora_plus_ratio": 1.0,
             "optimizer": "adamw",
             "weight_decay": 0.01,

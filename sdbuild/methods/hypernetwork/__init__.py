@@ -1,0 +1,1 @@
+"""Hypernetworks: small networks before keys and values of cross-attention."""

@@ -1,0 +1,37 @@
+"""What recipes can say about hypernetworks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from sdbuild.methods.spec import MethodSpec
+from sdbuild.recipe.spec import Some
+
+
+class Hypernetwork(MethodSpec):
+    """Small networks that change what keys and values of cross-attention see of the text, as the web UIs have them."""
+
+    modelspec: ClassVar[str] = "/hypernetwork"
+
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    layers: Some[Annotated[float, Field(gt=0, le=16)]] = (1.0, 2.0, 1.0)
+    """Widths of the layers as multiples of the text's; the first and the last are 1."""
+    activation: Literal["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "mish"] = "linear"
+    """Function after each layer but the last."""
+    layer_norm: bool = False
+    """Whether a layer norm follows each layer but the last."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the values that is set to zero in each training step, before the last layer."""
+    start: Literal["normal", "xavier-uniform", "xavier-normal", "kaiming-uniform", "kaiming-normal"] = "normal"
+    """Distribution of the first weights; the last layer starts at zero."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """What goes in comes out at the same width."""
+        if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
+            yield "layers", "must begin and end with 1, such as [1, 2, 1]"
+
+
+SPEC = Hypernetwork

@@ -1,0 +1,1 @@
+"""Pivotal tuning: textual inversion, and a LoRA on it."""

@@ -1,0 +1,1 @@
+"""Textual inversion: new words whose vectors are learned."""

@@ -1,0 +1,75 @@
+"""What recipes can say about textual inversion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from sdbuild.methods.spec import MethodSpec, Side
+from sdbuild.recipe.spec import Some, Spec, Text, refuse
+
+
+def _token(word: str) -> str:
+    if not re.fullmatch(r"\S+", word) or not re.search(r"[^\W_]", word):
+        raise refuse(f"{word!r} must be one word with letters or digits, such as '<toy>'")
+    if re.search(r"_\d+$", word):
+        raise refuse(f"{word!r} ends like the further vectors of another token; leave the number out")
+    return word
+
+
+class Token(Spec):
+    """A new word."""
+
+    token: Annotated[Text, AfterValidator(_token)]
+    """The new word, as captions and prompts write it: `<toy>`."""
+    vectors: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many vectors it stands for, each of which takes the room of a token."""
+    start: Text = Field(default_factory=lambda data: " ".join(re.findall(r"[^\W_]+", str(data.get("token", "")))))
+    """Words whose vectors it starts from. The default is the token's own letters."""
+
+    @property
+    def letters(self) -> str:
+        """Its letters, digits and hyphens: what a file can be called."""
+        return re.sub(r"[^\w-]+", "", self.token)
+
+
+class Tokens(MethodSpec):
+    """What methods with new words share."""
+
+    tokens: Some[Token]
+    """The words that are learned; captions must hold them (a dataset's `trigger` is the simplest way)."""
+    norm: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share by which each step takes a vector's length back to the usual one of the vocabulary; 0 leaves it alone."""
+
+    @property
+    def sides(self) -> frozenset[Side]:
+        """The text encoders read the tokens in every step."""
+        return frozenset({"text"})
+
+    @property
+    def words(self) -> Sequence[str]:
+        """The tokens."""
+        return [each.token for each in self.tokens]
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """No token is a part of another, which would hide it."""
+        for index, token in enumerate(self.words):
+            for other in (*self.words[:index], *self.words[index + 1 :]):
+                if token in other:
+                    yield f"tokens.{index}.token", f"{token!r} is in {other!r}, where it would be read too; rename one"
+            if self.tokens[index].letters in [each.letters for each in self.tokens[:index]]:
+                yield f"tokens.{index}.token", f"{token!r} has the letters of another, which name its file; rename one"
+
+
+class TextualInversion(Tokens):
+    """New words whose vectors are learned, and nothing else of the base (Gal et al., 2023)."""
+
+    modelspec: ClassVar[str] = "/textual-inversion"
+
+    kind: Literal["textual_inversion"] = "textual_inversion"
+
+
+SPEC = TextualInversion
