@@ -16,6 +16,7 @@ from sdbuild.families.contract import Denoiser, Family, TextEncoder
 from sdbuild.methods.contract import Adapter
 from tests.adapters import inject
 from tests.methods import test_weights as weights
+from tests.methods.test_words import ROWS as WORDS
 from tests.tiny import make_pipeline
 
 LORA: dict[str, Any] = {
@@ -95,7 +96,7 @@ def bench(family: Family, spec: dict[str, Any]) -> Bench:
 
 
 def test_every_kind_of_the_recipe_has_a_module() -> None:
-    others = {spec["kind"] for spec in weights.ROWS.values()}
+    others = {spec["kind"] for spec in (*weights.ROWS.values(), *WORDS.values())}
     assert set(methods.METHODS) == {spec["kind"] for spec in ROWS.values()} | others
 
 
