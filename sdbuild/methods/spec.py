@@ -30,7 +30,6 @@ class MethodSpec(Spec):
     kind: str
     always: ClassVar[frozenset[str]] = frozenset()
     """Settings that the specs of steps have even where a recipe does not set them; see `stated`."""
-
     modelspec: ClassVar[str] = "/lora"
     """What follows the family's name in `modelspec.architecture` of its files."""
 
@@ -58,6 +57,8 @@ class MethodSpec(Spec):
 
 class WeightsSpec(MethodSpec):
     """Training of the base's own weights."""
+
+    modelspec: ClassVar[str] = ""
 
     text_encoder: bool = False
     """Whether the text encoders are trained too; their outputs are then computed in every step, not once."""
