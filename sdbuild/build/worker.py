@@ -16,21 +16,21 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from sdbuild.build.answers import Emit, Event, answer_of
+from sdbuild.build.processes import converse, count_of, joining, run_together
 from sdbuild.build.project import Project, write_atomic
-from sdbuild.errors import InputError, SdbuildError, StepError, UsageError, disk_full
+from sdbuild.errors import StepError, UsageError, disk_full
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.steps.contract import Inputs, Items
-
-Emit = Callable[[Mapping[str, Any]], None]
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts
@@ -99,23 +99,44 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
     return run_step(project, read_step(project, name), emit)
 
 
+def take_part(project: Project, name: str) -> None:
+    """Run this machine's processes of a step that is built on another machine; nothing is written but a log.
+
+    Raises:
+        SdbuildError: as the step raised it.
+    """
+    os.environ.update(QUIET)
+    step = read_step(project, name)
+    layout = joining(step)
+    log = f"{name}-machine-{layout.machine}"
+    with logged(project.log(log)), tempfile.TemporaryDirectory(prefix="sdbuild-") as out:
+        converse(project, step, Path(out), layout, log, lambda event: None)
+
+
 def run_step(project: Project, step: Step, emit: Emit) -> Items:
     """Run a step and put its outs into place.
 
     Raises:
         SdbuildError: what the step says is wrong; its last outs are untouched then.
     """
-    temporary, scratch = project.temporary(step.name), project.scratch(step.name)
+    temporary = project.temporary(step.name)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    scratch.mkdir(parents=True, exist_ok=True)
-    context = StepContext(items=project.items, scratch=scratch, previous=project.root / step.folder, emit=emit)
-    module = importlib.import_module(f"sdbuild.steps.{step.kind}")
     try:
-        items: Items = module.run(step.spec, _inputs(project, step), temporary, context)
+        items = (run_together if count_of(step) > 1 else _run)(project, step, temporary, emit)
         _install(project, step, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return items
+
+
+def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
+    """Run a step in this process."""
+    scratch = project.scratch(step.name)
+    scratch.mkdir(parents=True, exist_ok=True)
+    context = StepContext(items=project.items, scratch=scratch, previous=project.root / step.folder, emit=emit)
+    module = importlib.import_module(f"sdbuild.steps.{step.kind}")
+    items: Items = module.run(step.spec, _inputs(project, step), out, context)
     return items
 
 
@@ -159,39 +180,61 @@ def _install(project: Project, step: Step, temporary: Path) -> None:
 def serve(project: Project) -> int:
     """The worker's life: run the steps that are asked for until the input ends."""
     die_with_parent()
-    channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # what is printed between two steps is no event
-    lock = threading.Lock()
-
-    def emit(event: Mapping[str, Any]) -> None:
-        with lock:
-            channel.write(json.dumps(event) + "\n")
-
+    emit = _channel()
     for line in _requests():
         name = json.loads(line)["step"]
+
+        def run(name: str = name) -> Items:
+            return run_step(project, read_step(project, name), emit)
+
         with logged(project.log(name)):
-            emit(_answer(project, name, emit))
+            emit(answer_of(run, partial(_told, project, name, project.log(name))))
         gc.collect()
     return 0
 
 
-def _answer(project: Project, name: str, emit: Emit) -> Mapping[str, Any]:
-    try:
-        items = run_step(project, read_step(project, name), emit)
-    except InputError as error:
-        return {"event": "failed", "kind": type(error).__name__, "problems": [asdict(p) for p in error.problems]}
-    except SdbuildError as error:
-        return {"event": "failed", "kind": type(error).__name__, "message": str(error)}
-    except KeyboardInterrupt:
-        return {"event": "failed", "kind": "Interrupted", "message": "stopped"}
-    except Exception as error:
-        traceback.print_exc()
-        if isinstance(error, OSError) and disk_full(error):
-            return {"event": "failed", "kind": "StepError", "message": f"{name}: {_no_room(project, error)}"}
-        where = project.log(name).relative_to(project.root)
-        word = f"{name} failed: {type(error).__name__}: {_first_line(error)}; the whole story is in {where}"
-        return {"event": "failed", "kind": "StepError", "message": word}
-    return {"event": "done", "total": items.total, "computed": items.computed}
+def be_member(project: Project) -> int:
+    """The life of one process of several that run a step: its answer, then the end, which the parent decides."""
+    die_with_parent()
+    emit = _channel()
+    requests = _requests()
+    request = json.loads(next(requests))
+    name, first = request["step"], os.environ["RANK"] == "0"
+    if not first:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first saves what all have
+
+    def tell(event: Event) -> None:
+        if first:
+            emit(event)
+
+    def run() -> Items:
+        return _run(project, read_step(project, name), Path(request["out"]), tell)
+
+    emit(answer_of(run, partial(_told, project, name, project.log(request["log"]))))
+    for _ in requests:
+        pass
+    return 0
+
+
+def _channel() -> Emit:
+    """Return a way to send events on the standard output, to which nothing else goes from now on."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def emit(event: Event) -> None:
+        with lock:
+            channel.write(json.dumps(event) + "\n")
+
+    return emit
+
+
+def _told(project: Project, name: str, log: Path, error: Exception) -> str:
+    """Say what escaped from a step."""
+    if isinstance(error, OSError) and disk_full(error):
+        return f"{name}: {_no_room(project, error)}"
+    where = log.relative_to(project.root)
+    return f"{name} failed: {type(error).__name__}: {_first_line(error)}; the whole story is in {where}"
 
 
 def _no_room(project: Project, error: OSError) -> str:

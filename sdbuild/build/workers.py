@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from sdbuild.build.answers import ended, error_of
 from sdbuild.build.project import Project
 from sdbuild.build.worker import QUIET
-from sdbuild.errors import DataError, InputError, Problem, SdbuildError, StepError
+from sdbuild.errors import StepError
 from sdbuild.steps.contract import Items
 
 
@@ -46,13 +47,11 @@ class Workers:
             code = process.wait()
             self._kill(process)
             log = self._project.log(step).relative_to(self._project.root)
-            word = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            remedy = "; it may have run out of memory" if code == -signal.SIGKILL else ""
-            raise StepError(f"{step}: its process was {word}{remedy}; see {log}")
+            raise StepError(f"{step}: its process {ended(code)}; see {log}")
         with self._lock:
             self._idle.append(process)
         if answer["event"] == "failed":
-            raise _error(answer)
+            raise error_of(answer)
         return Items(total=answer["total"], computed=answer["computed"])
 
     def close(self) -> None:
@@ -134,12 +133,3 @@ class Workers:
         with self._lock:
             if process in self._all:
                 self._all.remove(process)
-
-
-def _error(answer: Mapping[str, Any]) -> SdbuildError | KeyboardInterrupt:
-    if "problems" in answer:
-        problems = [Problem(**problem) for problem in answer["problems"]]
-        return DataError(problems) if answer["kind"] == "DataError" else InputError(problems)
-    if answer["kind"] == "Interrupted":
-        return KeyboardInterrupt()
-    return StepError(answer["message"])

@@ -35,8 +35,14 @@ def add_to(commands: Any) -> None:
     step.add_argument("step", metavar="STEP")
     step.set_defaults(run=_step)
 
+    join = commands.add_parser("join", help="take part in a training that another machine builds")
+    join.add_argument("step", metavar="STEP")
+    join.set_defaults(run=_join)
+
     worker = commands.add_parser("worker")  # no help: it is for the build alone
     worker.set_defaults(run=_worker)
+    member = commands.add_parser("member")  # for steps in several processes alone
+    member.set_defaults(run=_member)
 
 
 def _init(options: argparse.Namespace, console: Console) -> int:
@@ -116,7 +122,21 @@ def _step(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _join(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.worker import take_part
+
+    take_part(find_project(), options.step)
+    console.say(f"{options.step}: done; its result is where it is built")
+    return 0
+
+
 def _worker(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.build.worker import serve
 
     return serve(Project(Path.cwd()))
+
+
+def _member(options: argparse.Namespace, console: Console) -> int:
+    from sdbuild.build.worker import be_member
+
+    return be_member(Project(Path.cwd()))

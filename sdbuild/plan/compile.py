@@ -48,6 +48,7 @@ OPTIONAL: Mapping[str, Any] = {
     "base_precision": None,
     "gradient_checkpointing": False,
     "compile": False,
+    "processes": 1,
 }
 """Settings that specs have only where a recipe sets them, so that what was built before they existed stays fresh."""
 

@@ -163,6 +163,8 @@ class Train(Spec):
     """Pictures at a time."""
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Batches a step: the result of a batch so many times as large, in the memory of one."""
+    processes: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Processes that share the pictures of each step, one a GPU where there are any: the same training, sooner."""
     learning_rate: Rate = 1e-4
     """Highest learning rate of the schedule."""
     learning_rates: LearningRates = Field(default_factory=LearningRates)

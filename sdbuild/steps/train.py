@@ -6,12 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -26,7 +25,6 @@ from sdbuild.recipe.models import Train
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.steps.model import Model, assemble
 from sdbuild.training import metadata, optimizers, timesteps
-from sdbuild.training.checkpoint import Checkpoints
 from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Example, Stored
@@ -35,6 +33,7 @@ from sdbuild.training.loop import Plan, train
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
+from sdbuild.training.parallel import Processes, SharedCheckpoints, join
 from sdbuild.training.precision import Precision
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.shortage import memory_told
@@ -64,7 +63,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.latents is not None
     assert inputs.base is not None
     settings = Train.model_validate(spec["train"])
-    device = PartialState().device
+    processes = join()
+    device = processes.device
     method = method_of(spec["method"])
     held = "float32" if method.trains_base else settings.base_precision
     precision = Precision(compute=settings.precision, base=held)
@@ -105,13 +105,18 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             caption_dropout=settings.caption_dropout,
             timestep_of=timesteps.chooser(settings.timesteps.model_dump(), schedule),
             colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
+            share=processes.share,
             **parts,
         )
         losses_of = _losses(model, objective, precision, device)
         if settings.compile:
             parameters = [parameter for _, parameter in model.adapter.parameters()]
-            compile_networks(model.networks, parameters, lambda: losses_of(next(batches(0))).mean(), device)
-        state = _train(spec, settings, data, model.adapter, batches, losses_of, precision.scaler(device), context)
+            whole = replace(batches, share=None)  # for a share may be empty
+            compile_networks(model.networks, parameters, lambda: losses_of(next(whole(0))).mean(), device)
+        scaler = precision.scaler(device)
+        state = _train(spec, settings, data, model.adapter, batches, losses_of, scaler, processes, context)
+        if not processes.first:
+            return Items(total=settings.steps, computed=state.computed)
         with state.kept():
             validation = None
             if data.holdout:
@@ -216,6 +221,7 @@ def _train(
     batches: Batches,
     losses_of: Callable[[Batch], Tensor],
     scaler: GradScaler,
+    processes: Processes,
     context: Context,
 ) -> TrainingState:
     groups = optimizers.group(
@@ -243,9 +249,11 @@ def _train(
         names_of=batches.names,
         seed=settings.seed,
         clip=settings.clip,
+        processes=processes,
         rising_loss=settings.rising_loss,
     )
-    checkpoints = Checkpoints(
+    checkpoints = SharedCheckpoints(
+        processes=processes,
         folder=context.scratch,
         identity=metadata.canonical_digest([_deciding(spec), data.digest]),
         every=settings.checkpoint_every,

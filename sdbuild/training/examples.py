@@ -158,13 +158,16 @@ class Batches:
     timestep_of: Callable[[float], int] | None = None
     """Timestep that a uniform number stands for; without it all are as likely."""
     colour: Colour = WHITE
+    share: Callable[[int], tuple[int, int]] | None = None
+    """Start and end, of so many records, of those that this process computes; all of them without it."""
 
     def __call__(self, step: int) -> Iterator[Batch]:
-        """Yield the step's records, `size` at a time, in the order chosen."""
+        """Yield this process's share of the step's records, `size` at a time, in the order chosen."""
         examples = self.choose(step)
         keys = distinct(example.key for example in examples)
-        for start in range(0, len(keys), self.size):
-            part = slice(start, start + self.size)
+        first, end = self.share(len(keys)) if self.share else (0, len(keys))
+        for start in range(first, end, self.size):
+            part = slice(start, min(start + self.size, end))
             yield self._batch(step, keys[part], examples[part])
 
     def _batch(self, step: int, keys: Sequence[str], examples: Sequence[Example]) -> Batch:

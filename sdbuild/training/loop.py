@@ -25,6 +25,7 @@ from sdbuild.errors import StepError
 from sdbuild.training.checkpoint import Checkpoints
 from sdbuild.training.guard import BrokenDownError, Guard
 from sdbuild.training.optimizers import set_rate
+from sdbuild.training.parallel import ALONE, Processes
 from sdbuild.training.precision import expected
 from sdbuild.training.state import TrainingState
 
@@ -46,11 +47,12 @@ class Plan:
     steps: int
     rate_of: Callable[[int], float]
     losses_of: Callable[[int], Iterator[Tensor]]
-    """Losses [B] of a step's records, with gradients, a batch at a time."""
+    """Losses [B] of this process's share of a step's records, with gradients, a batch at a time."""
     names_of: Callable[[int], Sequence[str]]
     """What to call a step's records in a message."""
     seed: int
     clip: float | None
+    processes: Processes = ALONE
     rising_loss: float | None = None
     """See `Guard.rise`."""
 
@@ -84,9 +86,11 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
                 return
 
             # Dropout layers draw from the global generator of their device.
-            torch.manual_seed(derive(plan.seed, state.step, "", "modules"))
+            records = len(plan.names_of(state.step))
+            torch.manual_seed(derive(plan.seed, state.step, plan.processes.place(records), "modules"))
             state.optimizer.zero_grad(set_to_none=True)
-            losses = accumulate(plan.losses_of(state.step), len(plan.names_of(state.step)), state.scaler)
+            own = accumulate(plan.losses_of(state.step), records, state.scaler, plan.processes.device)
+            losses = plan.processes.add_up(parameters, own, records)
             state.scaler.unscale_(state.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             with uninterrupted():
@@ -109,13 +113,14 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         raise StepError(f"{error}\n{checkpoints.kept}") from None
 
 
-def accumulate(batches: Iterator[Tensor], records: int, scaler: GradScaler) -> Tensor:
-    """Add up the scaled gradients of the mean loss over all records; return the losses."""
+def accumulate(batches: Iterator[Tensor], records: int, scaler: GradScaler, device: torch.device) -> Tensor:
+    """Add up the scaled gradients of the batches' part in the mean loss over all records; return their losses."""
     parts = []
     for losses in batches:
         scaler.scale(losses.sum() / records).backward()  # type: ignore[no-untyped-call]
         parts.append(losses.detach())
-    return torch.cat(parts)
+    # Scaled, so that a process without records begins the scaler as the others do.
+    return torch.cat(parts) if parts else scaler.scale(torch.zeros(0, device=device))
 
 
 class Clock:

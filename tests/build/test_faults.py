@@ -18,10 +18,15 @@ LONG = {"steps": 60, "checkpoint_every": 1}
 CHECKPOINTS = ".sdbuild/runs/cat/train"
 
 
+def checkpoints(work: Work) -> set[str]:
+    return {path.name for path in (work.root / CHECKPOINTS).glob("step-*")}
+
+
 def when_training(work: Work, change: Callable[[subprocess.Popen[str]], object]) -> tuple[int, str]:
-    """Build, do something once there is a checkpoint, and return how the build ended and what it said."""
+    """Build, do something once there is a new checkpoint, and return how the build ended and what it said."""
+    before = checkpoints(work)
     process = start(work)
-    while process.poll() is None and not list((work.root / CHECKPOINTS).glob("step-*")):
+    while process.poll() is None and not checkpoints(work) - before:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[0]
     change(process)

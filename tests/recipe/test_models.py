@@ -58,6 +58,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "steps": 1000,
             "batch": 4,
             "accumulate": 1,
+            "processes": 1,
             "learning_rate": 1e-4,
             "learning_rates": {"denoiser": None, "text_encoder": None, "embeddings": None},
             "lora_plus_ratio": 1.0,

@@ -16,11 +16,11 @@ from sdbuild.families.contract import NoiseSchedule
 from sdbuild.recipe.train import Train
 from sdbuild.steps.train import _objectives
 from sdbuild.training import optimizers
-from sdbuild.training.checkpoint import Checkpoints
 from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Example
 from sdbuild.training.loop import Plan, Progress, train
 from sdbuild.training.noise import Colour
+from sdbuild.training.parallel import ALONE, Processes, SharedCheckpoints
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.state import TrainingState
 from sdbuild.training.timesteps import chooser
@@ -89,7 +89,7 @@ def latent(key: str) -> dict[str, Tensor]:
     return {"mean": torch.randn(SHAPE, generator=chance), "logvar": torch.full(SHAPE, -4.0)}
 
 
-def begin(settings: Train) -> tuple[Plan, TrainingState, Factors]:
+def begin(settings: Train, processes: Processes = ALONE) -> tuple[Plan, TrainingState, Factors]:
     """What the train step makes of its settings, for records 0 to 5 in turns."""
     factors = Factors()
     objective, _ = _objectives(settings, SCHEDULE, CPU)
@@ -110,6 +110,7 @@ def begin(settings: Train) -> tuple[Plan, TrainingState, Factors]:
         device=CPU,
         timestep_of=chooser(settings.timesteps.model_dump(), SCHEDULE),
         colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
+        share=processes.share,
     )
 
     def losses_of(batch: Batch) -> Tensor:
@@ -142,6 +143,7 @@ def begin(settings: Train) -> tuple[Plan, TrainingState, Factors]:
         names_of=batches.names,
         seed=settings.seed,
         clip=settings.clip,
+        processes=processes,
         rising_loss=settings.rising_loss,
     )
     return plan, state, factors
@@ -151,9 +153,11 @@ def silent(done: int, total: int, unit: str, **figures: float) -> None:
     """Nobody listens."""
 
 
-def run(folder: Path, settings: Train, progress: Progress = silent) -> TrainingState:
+def run(folder: Path, settings: Train, progress: Progress = silent, *, processes: Processes = ALONE) -> TrainingState:
     """Train to the end, from what checkpoints there are."""
-    plan, state, _ = begin(settings)
-    checkpoints = Checkpoints(folder=folder, identity="toy", every=settings.checkpoint_every, warn=print)
+    plan, state, _ = begin(settings, processes)
+    checkpoints = SharedCheckpoints(
+        processes=processes, folder=folder, identity="toy", every=settings.checkpoint_every, warn=print
+    )
     train(plan, state, checkpoints, progress)
     return state
