@@ -49,6 +49,11 @@ OPTIONAL: Mapping[str, Any] = {
     "gradient_checkpointing": False,
     "compile": False,
     "processes": 1,
+    "validate_every": None,
+    "early_stop": None,
+    "save_every": None,
+    "save_most": None,
+    "every": None,
 }
 """Settings that specs have only where a recipe sets them, so that what was built before they existed stays fresh."""
 
@@ -193,12 +198,15 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             Out(path=f"{folder}/adapter"),
             Out(path=f"{folder}/metrics.json", kind="metric"),
             Out(path=f"{folder}/loss.csv", kind="plot"),
+            *([Out(path=f"{folder}/validation.csv", kind="plot")] if train.get("validate_every") else ()),
+            *([Out(path=f"{folder}/adapters")] if train.get("save_every") else ()),
         ),
         views=("records", "base"),
         components=trained_components(method.sides),
         final=True,
     )
     if recipe["sample"] is not None:
+        along = (Dep(path=f"{folder}/adapters"),) if recipe["sample"].get("every") else ()
         refiner = ("refiner/unet",) if recipe["base"].get("refiner") else ()
         sample = {key: value for key, value in recipe["sample"].items() if key != "refine_from" or refiner}
         yield step(
@@ -211,7 +219,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
                 **encoding,
                 **_learned(train),
             },
-            deps=(Dep(path=f"{folder}/adapter"),),
+            deps=(Dep(path=f"{folder}/adapter"), *along),
             outs=(Out(path=f"{folder}/samples"),),
             views=("base",),
             components=("index", "denoiser", "schedule", "vae", "text", *refiner),

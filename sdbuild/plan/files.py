@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from sdbuild.plan.model import Base, Step
 from sdbuild.recipe.names import dvc_name, group_of
 
 HEADER = "# Compiled by sdbuild from recipes/; edits are replaced by the next build.\n"
+_COLUMNS = {"loss": ["loss"], "validation": ["adapter", "base"]}
+"""What is drawn of a plot's file; of several files together the first."""
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./:-]*[A-Za-z0-9_./-])*")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
@@ -73,20 +76,23 @@ def _stage(step: Step) -> Iterator[str]:
 
 def _plots(steps: Iterable[Step]) -> Iterator[str]:
     """Losses, those of a matrix's variants together, and grids; at a stage's outs a plot could only be of one file."""
-    losses: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for step in steps:
-        losses.setdefault(group_of(step.recipe), []).extend(out.path for out in step.outs if out.kind == "plot")
-    for group, paths in losses.items():
+        for out in step.outs:
+            if out.kind == "plot":
+                found.setdefault((PurePosixPath(out.path).stem, group_of(step.recipe)), []).append(out.path)
+    for (kind, group), paths in found.items():
+        columns = _COLUMNS[kind]
         if len(paths) == 1:
             yield f"  - {scalar(paths[0])}:"
             yield "      x: step"
-            yield "      y: loss"
-        elif paths:
-            yield f"  - {scalar(f'loss of {group}')}:"
+            yield f"      y: {columns[0] if len(columns) == 1 else json.dumps(columns)}"
+        else:
+            yield f"  - {scalar(f'{kind} of {group}')}:"
             yield "      x: step"
             yield "      y:"
-            yield from (f"        {scalar(path)}: loss" for path in paths)
-    yield from (f"  - {scalar(step.grid)}" for step in steps if step.grid)
+            yield from (f"        {scalar(path)}: {columns[0]}" for path in paths)
+    yield from (f"  - {scalar(grid)}" for step in steps for grid in (step.grid, step.progress) if grid)
 
 
 def _artifacts(steps: Iterable[Step]) -> Iterator[str]:

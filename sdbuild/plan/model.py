@@ -85,6 +85,11 @@ class Step:
         return f"{self.folder}/samples/grid.png" if self.kind == "samples" else None
 
     @property
+    def progress(self) -> str | None:
+        """File of the grid of adapters that were kept on the way."""
+        return f"{self.folder}/samples/progress.png" if self.kind == "samples" and "every" in self.spec else None
+
+    @property
     def params_file(self) -> str:
         """File that holds the step's spec under `params_key`."""
         return f"{self.folder}/recipe.json"

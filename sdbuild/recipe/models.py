@@ -39,6 +39,8 @@ class Sample(Spec):
     """Classifier-free guidance; 1 and less turn it off."""
     offload: bool = False
     """Whether each network is on the GPU only while it computes: less of its memory, and slower."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between adapters kept on the way (`train.save_every`) that are drawn, in `progress.png`; null for none."""
     refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the steps after which `base.refiner` goes on, where there is one."""
 
@@ -88,6 +90,7 @@ class Recipe(Spec):
             for position, resolution in enumerate(dataset.resolutions or ()):
                 if misfit := self.images.buckets.misfit(resolution):
                     yield f"datasets.{index}.resolutions.{position}", misfit
+        yield from self._looking_rules()
         if self.train.learning_rates.text_encoder is not None and "text" not in self.method.sides:
             yield "train.learning_rates.text_encoder", "the text encoder is not trained; set method.text_encoder: true"
         held = self.train.base_precision
@@ -99,6 +102,15 @@ class Recipe(Spec):
             yield "train.base_precision", message
         if self.train.learning_rates.embeddings is not None and not self.method.words:
             yield "train.learning_rates.embeddings", f"{self.method.kind} learns no tokens; remove it"
+
+    def _looking_rules(self) -> Iterator[tuple[str, str]]:
+        if self.train.validate_every is not None and not any(dataset.holdout for dataset in self.datasets):
+            yield "train.validate_every", "no pictures are held out to validate on; set holdout of a dataset"
+        drawn, saved = self.sample.every if self.sample else None, self.train.save_every
+        if drawn is not None and saved is None:
+            yield "sample.every", f"draws adapters that are kept on the way; set train.save_every: {drawn} too"
+        elif drawn is not None and saved is not None and drawn % saved:
+            yield "sample.every", f"{drawn} is not a multiple of train.save_every {saved}; choose one"
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,13 @@ class Ema(Spec):
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Share of the average that stays in each step; the first steps keep less, (1 + n) / (10 + n) after n of them."""
+
+
+class EarlyStop(Spec):
+    """Ends a training when its validation loss no longer falls; the state with the lowest one is what is kept."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Validations without a loss lower than all before, after which training ends."""
 
 
 class SquaredError(Spec):
@@ -228,10 +235,20 @@ class Train(Spec):
     validation_draws: Annotated[int, Field(ge=1, le=1024)] = Field(default=4, alias="validate")
     """Draws of noise and timestep for each held-out record when the validation loss is measured."""
 
+    validate_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between validations while it trains, a row of `validation.csv` each; null for one at the end alone."""
+    early_stop: EarlyStop | None = None
+    """When to end before the last step, and to keep the best state instead of the last; null for never."""
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between adapters that are kept on the way, in `adapters/`; null for none."""
+    save_most: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """Most adapters kept on the way: when there are more, every second one is dropped; null for no limit."""
+
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield what does not go together."""
         yield from self._schedule_rules()
         yield from self._optimizer_rules()
+        yield from self._looking_rules()
         yield from self.prediction_rules(self.prediction)
         if self.base_precision in ("bfloat16", "float16") and self.base_precision != self.precision:
             yield (
@@ -257,6 +274,16 @@ class Train(Spec):
         if self.noise.zero_terminal_snr and prediction == "flow":
             yield "noise.zero_terminal_snr", "flow ends in noise alone by itself; remove it"
 
+    def _looking_rules(self) -> Iterator[tuple[str, str]]:
+        if self.validate_every is not None and self.validate_every > self.steps:
+            yield "validate_every", f"{self.validate_every} is more than steps {self.steps}; lower it or remove it"
+        if self.early_stop is not None and self.validate_every is None:
+            yield "early_stop", "looks at validations on the way; set validate_every too"
+        if self.save_every is not None and self.save_every >= self.steps:
+            yield "save_every", f"{self.save_every} is not less than steps {self.steps}, whose adapter is kept anyway"
+        if self.save_most is not None and self.save_every is None:
+            yield "save_most", "no adapters are kept on the way; set save_every too"
+
     def _schedule_rules(self) -> Iterator[tuple[str, str]]:
         if self.warmup >= self.steps:
             yield "warmup", f"{self.warmup} is not less than steps {self.steps}; shorten it or train longer"
@@ -280,3 +307,9 @@ class Train(Spec):
                 yield "schedule", f"adamw-schedule-free takes the place of {self.schedule}; remove it"
             if self.ema is not None:
                 yield "ema", "adamw-schedule-free averages the weights by itself; remove it"
+
+
+def deciding(train: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a section `train` as JSON decides about the adapter: all but what only looks on while it trains."""
+    looking = {"save_every", "save_most", *(() if train.get("early_stop") else ("validate_every",))}
+    return {key: value for key, value in train.items() if key not in looking}

@@ -22,6 +22,7 @@ from sdbuild.plan.compile import VERSIONS, trained_components
 from sdbuild.plan.model import STEP_KINDS
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.places import BASES, embedded
+from sdbuild.recipe.train import deciding
 from sdbuild.report.changes import value_changes
 from sdbuild.report.difference import settings
 from sdbuild.report.header import Header, read_header
@@ -31,6 +32,8 @@ from sdbuild.report.words import changed_value, plain, value
 
 LONG = 200
 """Letters of a header's text that are shown."""
+OUTS = ("adapter", "adapters")
+"""Folders of a recipe with adapters: the result, and those that were kept on the way."""
 Likeness = Literal["bytes", "settings", "unknown"]
 """How a build resembles a file: it gave these bytes; it had these settings but gave others; it had these settings, and
 what it gave cannot be compared."""
@@ -43,6 +46,8 @@ class Origin:
     state: State
     record: Record
     likeness: Likeness
+    out: str = OUTS[0]
+    """The file is there."""
 
 
 def provenance(file: Path, project: Project | None, console: Console | None = None) -> Iterator[str]:
@@ -69,21 +74,20 @@ def provenance(file: Path, project: Project | None, console: Console | None = No
 
 def find_origin(states: States, objects: Objects, md5: str, spec: Any) -> Origin | None:
     """The first state of any branch that made a file with this MD5, or else was built from this spec of training."""
-    built: dict[tuple[str, str, bool], tuple[State, Record]] = {}
+    built: dict[tuple[str, tuple[str | None, ...], bool], tuple[State, Record]] = {}
     last: dict[str, Record] = {}
     commits = (states.state(commit) for commit in reversed(states.commits(everywhere=True)))
     for state in chain(commits, [states.working()]):
         for name, record in state.records.items():
-            adapter = record.out("adapter") if not _repeats(last.get(name), record) else None
-            if adapter is None:
+            if _repeats(last.get(name), record) or record.out("adapter") is None:
                 continue
             last[name] = record
-            key = (name, adapter, record.parameters("train") == spec)
+            key = (name, tuple(map(record.out, OUTS)), _made(record) == spec)
             if key not in built or (record.whole and not built[key][1].whole):
                 built[key] = (state, record)
     found = [_likened(*each, objects, md5, alike=key[2]) for key, each in built.items()]
     if not any(origin and origin.likeness == "bytes" for origin in found):
-        objects.want(adapter for _, adapter, alike in built if alike or spec is None)
+        objects.want(out for _, outs, alike in built for out in outs if alike or spec is None)
         found = [_likened(*each, objects, md5, alike=key[2]) for key, each in built.items()]
     order: list[Likeness] = ["bytes", "unknown", "settings"]
     origins = [origin for origin in found if origin]
@@ -91,11 +95,18 @@ def find_origin(states: States, objects: Objects, md5: str, spec: Any) -> Origin
 
 
 def _likened(state: State, record: Record, objects: Objects, md5: str, *, alike: bool) -> Origin | None:
-    files = objects.files(record.out("adapter"))
-    likeness: Likeness = "unknown" if files is None else "bytes" if md5 in files.values() else "settings"
-    if likeness != "bytes" and not alike:
-        return None
-    return Origin(state=state, record=record, likeness=likeness)
+    files = [objects.files(record.out(name)) for name in OUTS]
+    for name, found in zip(OUTS, files, strict=True):
+        if md5 in (found or {}).values():
+            return Origin(state=state, record=record, likeness="bytes", out=name)
+    likeness: Likeness = "unknown" if files[0] is None else "settings"
+    return Origin(state=state, record=record, likeness=likeness) if alike else None
+
+
+def _made(record: Record) -> dict[str, Any]:
+    """The spec of a training as headers have it: without what only looked on."""
+    spec = dict(record.parameters("train"))
+    return {**spec, "train": deciding(spec["train"])} if isinstance(spec.get("train"), Mapping) else spec
 
 
 def _repeats(before: Record | None, record: Record) -> bool:
@@ -117,6 +128,10 @@ def _described(name: str, header: Header) -> Iterator[str]:
     made = plain(said.get("sdbuild.version", "unknown"))
     yield f"{plain(name)} is an adapter of the recipe {plain(said['sdbuild.recipe'])}, made by sdbuild {made}"
     yield f"  {numbers}"
+    if "sdbuild.step" in said:
+        train = (spec or {}).get("train")
+        whole = train.get("steps") if isinstance(train, dict) else None
+        yield f"  after step {plain(said['sdbuild.step'])}{f' of {plain(str(whole))}' if whole else ''}"
     if "sdbuild.pictures" in said:
         yield f"  pictures: {plain(said['sdbuild.pictures'])}, and {plain(said.get('sdbuild.holdout', '0'))} held out"
     yield f"  data digest: {plain(said.get('sdbuild.data_digest', 'unknown'))}"
@@ -170,7 +185,7 @@ def _placed(project: Project, revisions: Revisions, objects: Objects, file: Path
         return
     yield "to have it back"
     yield from (f"  {command}" for command in _commands(project, revisions, origin))
-    path = f"build/{record.recipe}/adapter/"
+    path = f"build/{record.recipe}/{origin.out}/"
     yield f"it is then in {path}; `git switch -` goes back"
 
 
@@ -195,7 +210,7 @@ def _commands(project: Project, revisions: Revisions, origin: Origin) -> Iterato
     if record.whole and all(VERSIONS[kind] == version for kind, version in versions.items()):
         yield f"doit {shlex.quote(record.recipe)}"
     else:  # this sdbuild would build it anew, and perhaps otherwise
-        yield f"dvc checkout {shlex.quote(f'build/{record.recipe}/adapter')}"
+        yield f"dvc checkout {shlex.quote(f'build/{record.recipe}/{origin.out}')}"
 
 
 def _spec(header: Header) -> Mapping[str, Any] | None:

@@ -21,6 +21,8 @@ class Inputs:
     latents: Path | None = None
     text: Path | None = None
     adapter: Path | None = None
+    adapters: Path | None = None
+    """Those that were kept on the way to it."""
     how: Mapping[str, Any] = field(default_factory=dict)
     """Settings that say how the step goes about; its result does not depend on them."""
 

@@ -1,30 +1,49 @@
-"""The samples step: a grid of prompts × seeds × strengths, and each of its pictures."""
+"""The samples step: a grid of prompts × seeds × strengths, and each of its pictures.
+
+Adapters that were kept on the way are drawn here too, when all training is done: nothing that draws is in memory while
+networks train, and other prompts cost no training.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.contract import Context, Inputs, Items
+
+if TYPE_CHECKING:
+    from sdbuild.families.contract import Family
+    from sdbuild.sampling.draw import Sample, Settings
 
 VERSION = 1
 """Of `samples.json`."""
 
 
-def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
-    """Write `samples/`: `grid.png`, single PNGs with their parameters, and `samples.json`."""
-    from accelerate import PartialState
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Along:
+    """Adapters that were kept on the way to the result."""
 
+    steps: Mapping[int, Path]
+    result: int
+    """Step of the result itself."""
+
+    @classmethod
+    def read(cls, folder: Path, every: int) -> _Along:
+        """Those at each `every` steps."""
+        index = json.loads((folder / "index.json").read_bytes())
+        steps = {row["step"]: folder / row["folder"] for row in index["adapters"] if row["step"] % every == 0}
+        return cls(steps=steps, result=index["result"])
+
+
+def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
+    """Write `samples/`: `grid.png`, single PNGs with their parameters, `samples.json`, and perhaps `progress.png`."""
     from sdbuild import families
-    from sdbuild.sampling.draw import Settings, draw, load_pipeline, parameters, samples
-    from sdbuild.sampling.grid import Row, make_grid
-    from sdbuild.steps.model import apply
+    from sdbuild.sampling.draw import Settings, samples
 
     assert inputs.base is not None
     assert inputs.adapter is not None
@@ -37,28 +56,91 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         zero_terminal_snr=spec.get("zero_terminal_snr", False),
         **{key: spec[key] for key in ("scheduler", "steps", "guidance", "negative")},
     )
+    along = None
+    if "every" in spec:
+        assert inputs.adapters is not None
+        along = _Along.read(inputs.adapters, spec["every"])
     wanted = samples(spec["prompts"], spec["seeds"], spec["strengths"])
+    whole = samples(spec["prompts"], spec["seeds"], [1.0])
+    missing = whole if along and 1 not in spec["strengths"] else []
+    total = len(wanted) + len(missing) + (len(whole) * len(along.steps) if along else 0)
+    family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
     folder = out / "samples"
     folder.mkdir()
-    context.progress(0, len(wanted), "pictures")
-    family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
-    add = partial(apply, family=family, method=method_of(spec["method"]), folder=inputs.adapter, name=spec["name"])
-    pipeline, adapter = load_pipeline(family, PartialState().device, add, offload="offload" in spec)
-    listed: list[dict[str, Any]] = []
-    for done, (sample, picture) in enumerate(draw(pipeline, adapter, family, wanted, settings), start=1):
-        name = f"{spec['prompts'].index(sample.prompt):02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"
-        chunk = PngInfo()
-        chunk.add_text("parameters", parameters(sample, settings, spec["name"]))
-        picture.save(folder / name, pnginfo=chunk)
-        listed.append({"file": name, "prompt": sample.prompt, "seed": sample.seed, "strength": sample.strength})
-        context.progress(done, len(wanted), "pictures")
-    rows = [Row(prompt=prompt, note=f"seed {seed}") for prompt in spec["prompts"] for seed in spec["seeds"]]
-    columns = [_caption(strength) for strength in spec["strengths"]]
-    pictures = (Image.open(folder / row["file"]) for row in listed)
-    title = f"{spec['name']}: {settings.scheduler}, {settings.steps} steps, guidance {settings.guidance:g}"
-    make_grid(rows, columns, pictures, (side, side), title).save(folder / "grid.png")
-    _write_list(folder / "samples.json", spec, listed)
-    return Items(total=len(wanted), computed=len(wanted))
+    brush = _Brush(family=family, spec=spec, settings=settings, folder=folder, context=context, total=total)
+    listed = brush.draw(inputs.adapter, spec["name"], [*wanted, *missing])
+    brush.grid("grid.png", [_caption(strength) for strength in spec["strengths"]], listed[: len(wanted)])
+    content: dict[str, Any] = {"pictures": listed[: len(wanted)]}
+    if along is not None:
+        content["progress"] = _draw_progress(brush, along, whole, listed)
+    _write_list(folder / "samples.json", spec, content)
+    return Items(total=total, computed=total)
+
+
+def _draw_progress(
+    brush: _Brush, along: _Along, whole: Sequence[Sample], listed: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Draw adapters at full strength, and arrange them between base and result; list the pictures."""
+    columns: dict[str, Sequence[Mapping[str, Any]]] = {"base": [row for row in listed if row["strength"] == 0]}
+    for step, folder in sorted(along.steps.items()):
+        found = brush.draw(folder, f"{brush.spec['name']}-{step:06d}", whole, f"{folder.name}/")
+        columns[f"step {step}"] = [{**row, "step": step} for row in found]
+    last = [{**row, "step": along.result} for row in listed if row["strength"] == 1]
+    columns[f"step {along.result}: result"] = last
+    shown = {title: column for title, column in columns.items() if column}
+    brush.grid("progress.png", list(shown), [row for rows in zip(*shown.values(), strict=True) for row in rows])
+    return [row for column in shown.values() for row in column if "step" in row]
+
+
+@dataclass(kw_only=True)
+class _Brush:
+    """Draws pictures of a recipe into a folder."""
+
+    family: Family
+    spec: Mapping[str, Any]
+    settings: Settings
+    folder: Path
+    context: Context
+    total: int
+    """Pictures of the whole step."""
+    done: int = 0
+
+    def draw(self, adapter: Path, name: str, wanted: Sequence[Sample], under: str = "") -> list[dict[str, Any]]:
+        """Draw with the adapter in a folder that was exported under a name; return rows of `samples.json`."""
+        from accelerate import PartialState
+        from PIL.PngImagePlugin import PngInfo
+
+        from sdbuild.sampling.draw import draw, load_pipeline, parameters
+        from sdbuild.steps.model import apply
+
+        spec = self.spec
+        self.context.progress(self.done, self.total, "pictures")
+        add = partial(apply, family=self.family, method=method_of(spec["method"]), folder=adapter, name=name)
+        pipeline, added = load_pipeline(self.family, PartialState().device, add, offload="offload" in spec)
+        (self.folder / under).mkdir(exist_ok=True)
+        listed = []
+        for sample, picture in draw(pipeline, added, self.family, wanted, self.settings):
+            number = spec["prompts"].index(sample.prompt)
+            file = f"{under}{number:02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"
+            chunk = PngInfo()
+            chunk.add_text("parameters", parameters(sample, self.settings, name))
+            picture.save(self.folder / file, pnginfo=chunk)
+            listed.append({"file": file, "prompt": sample.prompt, "seed": sample.seed, "strength": sample.strength})
+            self.done += 1
+            self.context.progress(self.done, self.total, "pictures")
+        return listed
+
+    def grid(self, file: str, columns: Sequence[str], listed: Sequence[Mapping[str, Any]]) -> None:
+        """Arrange pictures in reading order, a row for each prompt and seed."""
+        from PIL import Image
+
+        from sdbuild.sampling.grid import Row, make_grid
+
+        spec, settings = self.spec, self.settings
+        rows = [Row(prompt=prompt, note=f"seed {seed}") for prompt in spec["prompts"] for seed in spec["seeds"]]
+        pictures = (Image.open(self.folder / row["file"]) for row in listed)
+        title = f"{spec['name']}: {settings.scheduler}, {settings.steps} steps, guidance {settings.guidance:g}"
+        make_grid(rows, columns, pictures, (settings.width, settings.height), title).save(self.folder / file)
 
 
 def _caption(strength: float) -> str:
@@ -69,9 +151,9 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _write_list(path: Path, spec: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> None:
+def _write_list(path: Path, spec: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     always = ("scheduler", "steps", "guidance", "negative", "resolution")
-    where_set = [key for key in ("prediction", "zero_terminal_snr") if key in spec]
+    where_set = [key for key in ("prediction", "zero_terminal_snr", "every") if key in spec]
     settings = {key: spec[key] for key in (*always, *where_set)}
-    content = {"version": VERSION, "name": spec["name"], "settings": settings, "grid": "grid.png", "pictures": listed}
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    head = {"version": VERSION, "name": spec["name"], "settings": settings, "grid": "grid.png"}
+    path.write_text(json.dumps({**head, **content}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

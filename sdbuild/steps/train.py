@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,22 @@ from torch.amp.grad_scaler import GradScaler
 
 from sdbuild import families
 from sdbuild.data.items import ShardReader
-from sdbuild.data.records import CaptionRecord, count_skipped, read_captions
+from sdbuild.data.records import count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
-from sdbuild.families.contract import Family, FlowSchedule, PredictionType, Schedule
+from sdbuild.families.contract import FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter, Staged
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
+from sdbuild.steps import results
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.steps.model import Model, assemble
+from sdbuild.steps.results import Data
 from sdbuild.training import metadata, optimizers, timesteps
+from sdbuild.training.along import Along
 from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
-from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Example, Stored
-from sdbuild.training.inputs import data_digest, pictures, read_examples, read_texts, sampler_of
+from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Stored
+from sdbuild.training.inputs import data_digest, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
@@ -38,23 +40,21 @@ from sdbuild.training.precision import Precision
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
-from sdbuild.training.tensorfile import content_digest, write_tensors
 from sdbuild.training.validation import Validation
+from sdbuild.training.watch import Watch
 
 NAMES: Mapping[PredictionType, str] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow": "flow"}
 """What is predicted, as recipes call it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """What is trained on."""
+class Looking:
+    """What can be done with the adapter as it is, on the way."""
 
-    captions: Sequence[CaptionRecord]
-    examples: Sequence[Example]
-    holdout: Sequence[Example]
-    digest: str
-    skipped: int
-    """Pictures that could not be used."""
+    measure: Callable[[Callable[[], None]], float]
+    """See `Watch.measure`."""
+    write: Callable[[Path, int], None]
+    """See `Along.write`."""
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -113,20 +113,28 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             parameters = [parameter for _, parameter in model.adapter.parameters()]
             whole = replace(batches, share=None)  # for a share may be empty
             compile_networks(model.networks, parameters, lambda: losses_of(next(whole(0))).mean(), device)
+        hold_out = Validation(examples=data.holdout, draws=settings.validation_draws, batch=settings.batch, **parts)
+        plain = _losses(model, measured, precision, device)
+        write = partial(results.write_adapter, spec, family, data, model.adapter, objective.prediction)
+        looking = Looking(
+            measure=lambda look: processes.told(hold_out(plain, look) if processes.first else 0.0),
+            write=lambda folder, step: write(folder, step, f"{spec['name']}-{step:06d}"),
+        )
         scaler = precision.scaler(device)
-        state = _train(spec, settings, data, model.adapter, batches, losses_of, scaler, processes, context)
+        state, along = _train(
+            spec, settings, data, model.adapter, batches, losses_of, looking, scaler, processes, context
+        )
         if not processes.first:
-            return Items(total=settings.steps, computed=state.computed)
-        with state.kept():
-            validation = None
-            if data.holdout:
-                measure = Validation(
-                    examples=data.holdout, draws=settings.validation_draws, batch=settings.batch, **parts
-                )
-                validation = _validate(measure, model.adapter, _losses(model, measured, precision, device))
-            _write_adapter(out / "adapter", spec, family, data, model.adapter, objective.prediction)
-    _write_figures(out, settings, data, state, validation)
-    return Items(total=settings.steps, computed=state.computed)
+            return Items(total=state.step, computed=state.computed)
+        with state.result():
+            validation = results.validate(state, lambda: hold_out(plain)) if data.holdout else None
+            write(out / "adapter", results.step_told(settings, state))
+    if along is not None:
+        along.finish(out / "adapters", state.step, results.kept_step(settings, state))
+    results.write_figures(out, settings, data, state, validation, _rate_of(settings))
+    if settings.early_stop and state.step < settings.steps:
+        context.warn(results.why_stopped(settings, state))
+    return Items(total=state.step, computed=state.computed)
 
 
 def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
@@ -220,10 +228,11 @@ def _train(
     adapter: Adapter,
     batches: Batches,
     losses_of: Callable[[Batch], Tensor],
+    looking: Looking,
     scaler: GradScaler,
     processes: Processes,
     context: Context,
-) -> TrainingState:
+) -> tuple[TrainingState, Along | None]:
     groups = optimizers.group(
         adapter.parameters(),
         learning_rate=settings.learning_rate,
@@ -242,6 +251,20 @@ def _train(
             adapter.begin(step, settings.steps)
         return map(losses_of, batches(step))
 
+    identity = metadata.canonical_digest([_deciding(spec), data.digest])
+    watch = along = None
+    if settings.validate_every:
+        patience = settings.early_stop.patience if settings.early_stop else None
+        watch = Watch(every=settings.validate_every, steps=settings.steps, patience=patience, measure=looking.measure)
+    if settings.save_every and processes.first:
+        along = Along(
+            folder=context.scratch / "adapters",
+            identity=identity,
+            every=settings.save_every,
+            most=settings.save_most,
+            steps=settings.steps,
+            write=looking.write,
+        )
     plan = Plan(
         steps=settings.steps,
         rate_of=_rate_of(settings),
@@ -251,20 +274,23 @@ def _train(
         clip=settings.clip,
         processes=processes,
         rising_loss=settings.rising_loss,
+        between=[each for each in (watch, along) if each is not None],
+        enough=watch.enough if watch else lambda state: False,
     )
     checkpoints = SharedCheckpoints(
         processes=processes,
         folder=context.scratch,
-        identity=metadata.canonical_digest([_deciding(spec), data.digest]),
+        identity=identity,
         every=settings.checkpoint_every,
         warn=context.warn,
+        beside=along,
     )
     adapter.train(True)
     if isinstance(adapter, Staged):
         state.optimizer.register_step_post_hook(lambda *_: adapter.stepped())
     train(plan, state, checkpoints, context.progress)
     adapter.train(False)
-    return state
+    return state, along
 
 
 def _deciding(spec: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -282,61 +308,6 @@ def _rate_of(settings: Train) -> Callable[[int], float]:
         power=settings.power,
         cycles=settings.cycles,
     )
-
-
-def _validate(measure: Validation, adapter: Adapter, losses_of: Callable[[Batch], Tensor]) -> dict[str, float]:
-    with adapter.disabled():
-        base = measure(losses_of)
-    return {"base": base, "adapter": measure(losses_of)}
-
-
-def _write_adapter(
-    folder: Path,
-    spec: Mapping[str, Any],
-    family: Family,
-    data: Data,
-    adapter: Adapter,
-    prediction_type: PredictionType,
-) -> None:
-    folder.mkdir()
-    shape, _ = Counter(example.shape for example in data.examples).most_common(1)[0]
-    resolution = f"{shape[-1] * family.vae_factor}x{shape[-2] * family.vae_factor}"
-    header = {
-        "format": "pt",
-        **metadata.modelspec(
-            family,
-            kind=method_of(spec["method"]).modelspec,
-            name=spec["name"],
-            prediction_type=prediction_type,
-            resolution=resolution,
-        ),
-        **metadata.kohya(family, spec, data.examples, data.captions),
-        **adapter.summary(),
-        **metadata.lineage(spec, data=data.digest, pictures=pictures(data.examples), holdout=pictures(data.holdout)),
-    }
-    for name, tensors in adapter.export(family.key_map, spec["name"]).items():
-        digest = {"modelspec.hash_sha256": f"0x{content_digest(tensors)}"}
-        (folder / name).parent.mkdir(exist_ok=True)
-        write_tensors(folder / name, tensors, header | digest)
-
-
-def _write_figures(
-    out: Path, settings: Train, data: Data, state: TrainingState, validation: Mapping[str, float] | None
-) -> None:
-    last = state.losses[-max(1, len(state.losses) // 10) :]
-    metrics = {
-        "train_loss": sum(last) / len(last),
-        "validation_loss": validation,
-        "steps": state.step,
-        "pictures": pictures(data.examples),
-        "holdout": pictures(data.holdout),
-        "skipped": data.skipped,
-        "seconds": round(state.seconds, 3),
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    rate_of = _rate_of(settings)
-    rows = [f"{step + 1},{loss:.8g},{rate_of(step):.8g}\n" for step, loss in enumerate(state.losses)]
-    (out / "loss.csv").write_text("step,loss,learning_rate\n" + "".join(rows), encoding="utf-8", newline="\n")
 
 
 def _warn_of_small_buckets(

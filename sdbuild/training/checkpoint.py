@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -37,6 +37,19 @@ class Snapshot:
     """JSON-able."""
 
 
+class Beside(Protocol):
+    """Files that belong to checkpoints but are not in them."""
+
+    def prepare(self) -> None:
+        """Make ready, before any checkpoint is looked at."""
+
+    def whole(self, step: int) -> bool:
+        """Whether all is there that belongs to a checkpoint of this step."""
+
+    def thin(self, step: int) -> None:
+        """Drop what no checkpoint from this step on needs."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Checkpoints:
     """The checkpoints of one training in one folder."""
@@ -47,6 +60,7 @@ class Checkpoints:
     every: int
     """Steps between checkpoints."""
     warn: Callable[[str], None]
+    beside: Beside | None = None
     saved: int | None = None
     """Step of the newest checkpoint."""
     _cost: float = field(default=0.0, init=False)
@@ -90,12 +104,16 @@ class Checkpoints:
             ) from error
         for old in self._paths()[KEPT:]:
             old.unlink()
+        if self.beside is not None:
+            self.beside.thin(int(self._paths()[-1].stem.removeprefix("step-")))
         self.saved = snapshot.step
         self._ended = time.monotonic()
         self._cost = self._ended - began
 
     def load(self) -> Snapshot | None:
         """Return the newest good checkpoint of this training, and clear away all others but its predecessors."""
+        if self.beside is not None:
+            self.beside.prepare()
         for path in self._paths():
             try:
                 header, tensors = _read(path)
@@ -106,6 +124,8 @@ class Checkpoints:
                     self.warn(f"{path.name} was written by another version of sdbuild and is not used")
                 elif header["digest"] != content_digest(tensors):
                     self._tell_damaged(path)
+                elif self.beside is not None and not self.beside.whole(header["step"]):
+                    self._tell(path, "lacks adapters that were saved before it")
                 else:
                     self.saved = header["step"]
                     return Snapshot(step=header["step"], tensors=tensors, values=header["values"])
@@ -115,8 +135,11 @@ class Checkpoints:
         return None
 
     def _tell_damaged(self, path: Path) -> None:
+        self._tell(path, "is damaged")
+
+    def _tell(self, path: Path, what: str) -> None:
         others = "the checkpoint before it" if path != self._paths()[-1] else "the beginning"
-        self.warn(f"{path.name} is damaged and is not used; going on from {others}")
+        self.warn(f"{path.name} {what} and is not used; going on from {others}")
 
     def _paths(self) -> list[Path]:
         """Newest first."""

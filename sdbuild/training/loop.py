@@ -7,14 +7,10 @@ was never stopped.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +20,7 @@ from sdbuild.data.sampler import derive
 from sdbuild.errors import StepError
 from sdbuild.training.checkpoint import Checkpoints
 from sdbuild.training.guard import BrokenDownError, Guard
+from sdbuild.training.interrupts import uninterrupted
 from sdbuild.training.optimizers import set_rate
 from sdbuild.training.parallel import ALONE, Processes
 from sdbuild.training.precision import expected
@@ -38,6 +35,16 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int, unit: str, **figures: float) -> None:
         """Tell how far the training is."""
+
+
+class Between(Protocol):
+    """Something that happens after some steps, before their checkpoint, which then holds what it found."""
+
+    def due(self, step: int) -> bool:
+        """Whether it happens after so many steps."""
+
+    def __call__(self, state: TrainingState) -> None:
+        """Let it happen, once for each step; the training's own state stays as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +62,19 @@ class Plan:
     processes: Processes = ALONE
     rising_loss: float | None = None
     """See `Guard.rise`."""
+    between: Sequence[Between] = ()
+    enough: Callable[[TrainingState], bool] = lambda state: False
+    """Whether to end before the last step."""
+    tell: Callable[[TrainingState], None] = lambda state: None
+    """Told of every step."""
+
+    def over(self, state: TrainingState) -> bool:
+        """Whether there is nothing left to do."""
+        return state.step == self.steps or self.enough(state)
 
 
 def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: Progress) -> None:
-    """Train `state` to the plan's last step, from the newest checkpoint.
+    """Train `state` to the plan's end, from the newest checkpoint.
 
     Raises:
         StepError: a loss is not finite or has risen; the checkpoint before it is kept. Or the disk is full.
@@ -75,14 +91,20 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
     parameters = [parameter for _, parameter in state.adapter.parameters()]
     try:
         while True:
-            due, last = checkpoints.due(state.step), state.step == plan.steps and checkpoints.saved != plan.steps
+            for other in plan.between:
+                if other.due(state.step):
+                    pending.settle()
+                    other(state)
+            over = plan.over(state)
+            due, last = checkpoints.due(state.step), over and checkpoints.saved != state.step
             if due or last:
                 pending.settle()
             if last or (due and not guard.doubtful(state.losses)):
                 state.seconds = clock.seconds
                 checkpoints.save(state.snapshot())
             report(state)
-            if state.step == plan.steps:
+            plan.tell(state)
+            if over:
                 return
 
             # Dropout layers draw from the global generator of their device.
@@ -173,19 +195,3 @@ class Pending:
                 mean, norm, *records = self._steps.pop(0).tolist()
                 self.state.losses.append(mean)
                 self.guard.check(self.state.losses, norm, records)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the end, so that a saved state is never half a step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[tuple[int, FrameType | None]] = []
-    handler: Any = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
-    if received and callable(handler):
-        handler(*received[0])

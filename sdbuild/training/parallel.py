@@ -91,6 +91,14 @@ class Processes:
                     parameters[number].grad = None
         return every
 
+    def told(self, number: float) -> float:
+        """Return the first process's number everywhere, so that all decide alike."""
+        if self.count == 1:
+            return number
+        said = torch.tensor(number, dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(said, 0)
+        return float(said)
+
     def agreed(self, identity: str, snapshot: Snapshot | None) -> Snapshot | None:
         """Return the first process's snapshot everywhere.
 

@@ -1,4 +1,4 @@
-"""The one named set of what a training resumes from: adapter, average, optimizer, losses, step and time."""
+"""The one named set of what a training resumes from: adapter, average, optimizer, losses, validation, step, time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sdbuild.methods.contract import Adapter
 from sdbuild.training import moments
 from sdbuild.training.checkpoint import Snapshot
 from sdbuild.training.ema import Average
+from sdbuild.training.watch import Measured
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +35,8 @@ class TrainingState:
     """Steps done by this process."""
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step done."""
+    measured: Measured = field(default_factory=Measured)
+    """Of validations on the way."""
     seconds: float = 0.0
     """Time spent in all sessions."""
 
@@ -47,8 +50,13 @@ class TrainingState:
         }
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        scale = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
-        return Snapshot(step=self.step, tensors=tensors, values={"optimizer": values, "seconds": self.seconds, **scale})
+        tensors |= self.measured.tensors()
+        said = {"optimizer": values, "seconds": self.seconds}
+        if self.scaler.is_enabled():
+            said["scaler"] = self.scaler.state_dict()
+        if self.measured.base is not None:
+            said["validation_base"] = self.measured.base
+        return Snapshot(step=self.step, tensors=tensors, values=said)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Become the state that the snapshot was taken of."""
@@ -60,7 +68,22 @@ class TrainingState:
         self.scaler.load_state_dict(snapshot.values.get("scaler", {}))
         self.step = snapshot.step
         self.losses = snapshot.tensors["losses"].tolist()
+        self.measured.restore(snapshot.tensors, snapshot.values.get("validation_base"))
         self.seconds = snapshot.values["seconds"]
+
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Within it, the adapter has the weights that the training ends with: the best, where they are kept."""
+        if not self.measured.best:
+            with self.kept():
+                yield
+            return
+        before = {name: tensor.clone() for name, tensor in self.adapter.state().items()}
+        self.adapter.load_state(self.measured.best)
+        try:
+            yield
+        finally:
+            self.adapter.load_state(before)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

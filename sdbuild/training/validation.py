@@ -27,11 +27,12 @@ class Validation:
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, losses_of: Callable[[Batch], Tensor]) -> float:
-        """Return the mean loss over all records and draws."""
+    def __call__(self, losses_of: Callable[[Batch], Tensor], look: Callable[[], None] = lambda: None) -> float:
+        """Return the mean loss over all records and draws; `look` is called before each batch and may raise."""
         total = torch.zeros((), dtype=torch.float64)
         count = 0
         for batch in self.batches():
+            look()
             losses = losses_of(batch)
             total += losses.double().sum().cpu()
             count += len(losses)

@@ -56,6 +56,8 @@ def test_without_samples(tmp_path: Path) -> None:
         ("train", {"caption_dropout": 0.1}, {"text", "train"}),
         ("train", {"prediction": "v"}, {"train", "samples"}),
         ("train", {"prediction": "v", "noise": {"zero_terminal_snr": True}}, {"train", "samples"}),
+        ("train", {"validate_every": 2}, {"train"}),
+        ("train", {"save_every": 2}, {"train"}),
         ("sample", {"guidance": 3}, {"samples"}),
         ("images", {"resolution": 64}, {"images", "samples"}),
         ("images", {"flip": True}, {"latents"}),
@@ -104,7 +106,9 @@ def test_settings_of_later_versions_are_no_parameters_until_they_are_set(tmp_pat
     }
     assert found["text"] == {"version": 1, "empty": False}
     assert found["train"]["datasets"] == [{"repeats": 1}]
-    assert not {"prediction", "zero_terminal_snr"} & found["samples"].keys()
+    assert not {"prediction", "zero_terminal_snr", "every"} & found["samples"].keys()
+    later = {"validate_every", "early_stop", "save_every", "save_most", "trackers"}
+    assert not later & found["train"]["train"].keys()
 
 
 def test_no_parameter_has_a_name_that_dvc_leaves_out_of_its_run_cache(tmp_path: Path) -> None:

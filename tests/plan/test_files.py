@@ -72,6 +72,28 @@ def test_dvc_yaml_is_what_dvc_expects(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_looked_at_on_the_way_is_an_out_and_a_plot(tmp_path: Path) -> None:
+    from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
+
+    found = steps(tmp_path, train={"validate_every": 2, "save_every": 2}, sample={"every": 2})
+    content = yaml.safe_load(render_dvc_yaml(found.values()))
+    COMPILED_MULTI_STAGE_SCHEMA(content)
+    outs = ["build/cat/adapter", "build/cat/adapters", "build/cat/loss.csv", "build/cat/validation.csv"]
+    assert content["stages"]["cat-train"]["outs"] == outs
+    assert content["stages"]["cat-samples"]["deps"] == outs[:2]
+    assert content["plots"] == [
+        {"build/cat/loss.csv": {"x": "step", "y": "loss"}},
+        {"build/cat/validation.csv": {"x": "step", "y": ["adapter", "base"]}},
+        "build/cat/samples/grid.png",
+        "build/cat/samples/progress.png",
+    ]
+    resolved = load_recipe(tmp_path / "recipes/cat.yaml", tmp_path).resolved()
+    variants = [step for name in VARIANTS for step in plan_resolved(name, resolved, Base(model="org/base"))]
+    drawn = yaml.safe_load(render_dvc_yaml(variants))["plots"]
+    each = {f"build/{name}/validation.csv": "adapter" for name in VARIANTS}
+    assert drawn[1] == {"validation of cat": {"x": "step", "y": each}}
+
+
 def test_variants_are_drawn_together(tmp_path: Path) -> None:
     from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
     from dvc.stage.utils import is_valid_name

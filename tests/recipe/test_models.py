@@ -90,6 +90,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "rising_loss": 3.0,
             "checkpoint_every": 100,
             "validate": 4,
+            **dict.fromkeys(("validate_every", "early_stop", "save_every", "save_most")),
         },
         "sample": None,
         "remote": {"lookup": "auto"},

@@ -21,7 +21,7 @@ MODELS: list[type[BaseModel]] = [
     *methods.SPECS,
     *(dataset.Dataset, dataset.Images, dataset.Buckets, dataset.Tags),
     *(dataset.AlphaMask, dataset.SidecarMask, dataset.FolderMask),
-    *(train.LearningRates, train.Huber, train.SmoothL1, train.MinSnr, train.Noise, train.Ema),
+    *(train.LearningRates, train.Huber, train.SmoothL1, train.MinSnr, train.Noise, train.Ema, train.EarlyStop),
     *(train.UniformTimesteps, train.LogitNormal, train.Mode, train.CosMap),
 ]
 
