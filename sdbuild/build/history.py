@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
+from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import PipelineStage, create_stage
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
@@ -199,6 +200,7 @@ class History:
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         with self._mutex, working_directory(self._project.root), lock_repo(self._repository()):
+            _drop_torn(Path(self._repo.tmp_dir) / RWLOCK_FILE)
             yield self._repo
 
     def _ask(self, question: Callable[[Remote], Answer]) -> Answer | None:
@@ -262,6 +264,19 @@ def create_repository(root: Path, *, subfolder: bool) -> None:
     """Put a folder under DVC; `subfolder` for one inside a larger git repository."""
     _hush()
     Repo.init(str(root), subdir=subfolder).close()
+
+
+def _drop_torn(locks: Path) -> None:
+    """Remove DVC's list of who reads and writes what, if it is only half there; the repository's lock is held.
+
+    DVC writes it in place, several times a step. After a kill at that moment it refuses all work until it is removed.
+    """
+    try:
+        json.loads(locks.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        locks.unlink(missing_ok=True)
 
 
 def _hush() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -73,6 +74,14 @@ def test_killed_at_a_random_moment(work: Work, undisturbed: dict[str, str], mome
     assert checksums(work) == undisturbed
     assert half_files(work) == []
     assert "up to date" in work.dvc("status").out
+
+
+@pytest.mark.parametrize("left", [b"", b'{"read": {"/data": [{"pi'])
+def test_killed_while_dvc_wrote_its_list_of_locks(built: Work, left: bytes) -> None:
+    shutil.rmtree(built.root / "build/cat/samples")
+    built.write(".dvc/tmp/rwlock", left)
+    assert "restored without running: cat:samples" in built.doit().out
+    assert "up to date" in built.dvc("status").out
 
 
 def test_interrupted_build_says_so_and_goes_on(work: Work, undisturbed: dict[str, str]) -> None:
