@@ -30,7 +30,8 @@ ARROWS: dict[str, set[str]] = {
     "build": LIGHT | {"console", "recipe", "plan", "data", "families", "captioners", "steps"},
     "scaffold": LIGHT | {"console", "build"},
     "report": LIGHT | {"console", "recipe", "plan", "data", "build", "families"},
-    "commands": LIGHT | {"console", "recipe", "plan", "build", "report", "scaffold"},
+    "review": LIGHT | {"console", "recipe", "plan", "data", "build", "families", "captioners", "steps"},
+    "commands": LIGHT | {"console", "recipe", "plan", "build", "report", "review", "scaffold"},
     "cli": LIGHT | {"console", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -40,6 +41,11 @@ SPECS = {
     *(f"sdbuild.methods.{path.parent.name}.spec" for path in (PACKAGE / "methods").glob("*/spec.py")),
 }
 NARROW = {
+    "review": {
+        "captioners": {f"sdbuild.captioners.{name}" for name in ("asking", "said", "texts")},
+        "families": {"sdbuild.families.sources", "sdbuild.families.tokens"},
+        "steps": {"sdbuild.steps.contract", "sdbuild.steps.images"},
+    },
     "report": {"families": {"sdbuild.families.digest"}},
     "build": {"steps": {"sdbuild.steps.contract"}, "families": {"sdbuild.families"}},
     "training": {"families": {"sdbuild.families.contract"}, "methods": {"sdbuild.methods.contract"}},
