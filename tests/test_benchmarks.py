@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import sd15_gpu
 from benchmarks.harness import Options, show
 
 ROWS = {
@@ -18,10 +21,15 @@ ROWS = {
     "latents": ("over a bare VAE loop",),
     "training": ("over a bare loop",),
     "memory": ("latents: peak memory", "text: peak memory"),
+    "sd15_step": ("over a bare loop, float32", "over a bare loop, bfloat16"),
+    "sd15_latents": ("latents at 64 px over a bare VAE loop",),
+    "sd15_memory": ("LoRA steps: peak memory over a bare loop",),
+    "sd15_start": ("start to first step over loading the UNet",),
 }
+SLOW = {"sd15_memory", "sd15_start"}
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.campaign] * (name in SLOW)) for name in ROWS])
 def test_a_benchmark_prints_its_rows(name: str, built_template: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = importlib.import_module(f"benchmarks.{name}").measure(Options(small=True, built=built_template))
     show(rows)
@@ -34,3 +42,18 @@ def test_a_benchmark_prints_its_rows(name: str, built_template: Path, capsys: py
     assert all(row.notes for row in rows)
     assert name != "one_picture" or rows[0].ok, "exactly one latent"
     assert notes.count(" s CPU") + notes.count(" ms CPU") + notes.count(" MB") > 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sd15_gpu.measure(Options()) == []
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_share_of_the_matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sd15_gpu, "COMPILED", (False,))
+    (row,) = sd15_gpu.steps_of("cpu", small=True)
+    assert row.what == "SD1.5 training step over a bare loop, bfloat16"
+    figures = re.search(r"([\d.e-]+) TFLOP a step: [\d.e-]+ TFLOP/s, (\d+)% of the ([\d.e-]+) TFLOP/s", row.notes[-1])
+    assert figures is not None, row.notes
+    assert all(float(figure) > 0 for figure in figures.groups())

@@ -77,6 +77,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     )
     family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
     _warn_of_small_buckets(sampler.counts, settings, family.vae_factor, context.warn)
+    if precision.crawls(device):
+        context.warn(f"this processor computes {precision.compute} 10 to 100 times as slowly as float32")
     schedule = family.noise_schedule()
     objective, measured = _objectives(settings, schedule, device)
     if objective.prediction != schedule.prediction_type:

@@ -72,6 +72,14 @@ class Precision:
         """What weights that are not quantised are held in."""
         return self.dtype if self.base is None or self.quantises else DTYPES[self.base]
 
+    def crawls(self, device: torch.device) -> bool:
+        """Whether computing in it takes 10 to 100 times as long as in float32.
+
+        x86 processors before AVX-512 have no kernels for convolutions in half formats.
+        """
+        slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        return slow and self.dtype != torch.float32
+
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Compute in this format within."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)

@@ -164,3 +164,13 @@ def test_what_cannot_run_here_is_said_before_anything_is_loaded(monkeypatch: pyt
         Precision(compute="bfloat16", base="int8").check(CPU)
     with pytest.raises(StepError, match=r"nf4 cannot run on this machine \(no kernel image\); use float32"):
         Precision(compute="float32", base="nf4").check(CPU)
+
+
+@pytest.mark.parametrize(("capability", "crawling"), [("AVX2", {"bfloat16", "float16"}), ("AVX512", set())])
+def test_half_formats_without_kernels_are_known(
+    capability: str, crawling: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    formats = ("float32", "bfloat16", "float16")
+    assert {name for name in formats if Precision(compute=name).crawls(CPU)} == crawling
+    assert not Precision(compute="bfloat16").crawls(torch.device("cuda"))
