@@ -232,6 +232,11 @@ def _caption_row(row: CaptionRecord) -> dict[str, Any]:
     return fields
 
 
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read rows that `write_lines` has written."""
+    yield from (row for _, row in _lines(path))
+
+
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     decode = json.JSONDecoder().decode
     with path.open("rb") as file:

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peft.tuners.lora import LoraLayer
+
 
 class PipelineLora:
-    """A LoRA that diffusers has loaded."""
+    """A LoRA that diffusers has loaded, perhaps beside others."""
 
     def __init__(self, pipeline: Any, name: str) -> None:
-        self._pipeline = pipeline
         self._name = name
+        self._layers = [layer for layer in _layers(pipeline) if name in layer.scaling]
 
     def set_strength(self, strength: float) -> None:
-        """Scale it; at 0 its layers are skipped, which leaves the base exactly."""
-        if strength == 0:
-            self._pipeline.disable_lora()
-        else:
-            self._pipeline.enable_lora()
-            self._pipeline.set_adapters([self._name], [strength])
+        """Scale it; at 0 it is skipped, which leaves the base exactly."""
+        for layer in self._layers:
+            others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self._name]
+            layer.set_scale(self._name, strength)
+            active = [*others, self._name] if strength else others
+            layer.enable_adapters(bool(active))
+            if active:
+                layer.set_adapter(active)
 
 
 def load_lora(pipeline: Any, file: Path, name: str) -> PipelineLora:
-    """Load a LoRA file, in diffusers' names or in kohya's."""
+    """Load a LoRA file, in diffusers' names or in kohya's; it is on, beside those loaded before.
+
+    Raises:
+        ValueError: the file holds nothing for this pipeline.
+    """
     known = re.sub(r"\W", "_", name)  # PEFT makes modules of these names
+    before = {id(layer): list(layer.active_adapters) for layer in _layers(pipeline) if not layer.disable_adapters}
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=known, local_files_only=True)
+    for layer in _layers(pipeline):
+        layer.set_adapter([*before.get(id(layer), ()), *([known] if known in layer.scaling else ())])
     return PipelineLora(pipeline, known)
+
+
+def _layers(pipeline: Any) -> Iterator[Any]:
+    for part in pipeline.components.values():
+        if hasattr(part, "modules"):
+            yield from (module for module in part.modules() if isinstance(module, LoraLayer))

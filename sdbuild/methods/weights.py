@@ -61,9 +61,8 @@ class WeightsAdapter:
         return {f"{name}.safetensors": self._family.checkpoint(self._networks, self._save)}
 
     def summary(self) -> dict[str, str]:
-        """Return the header's architecture, which is that of a model here."""
-        assert self._family is not None
-        return {"modelspec.architecture": self._family.modelspec_architecture.removesuffix("/lora")}
+        """Return nothing: a checkpoint says what it is without."""
+        return {}
 
     def train(self, mode: bool) -> None:
         """Nothing has dropout."""

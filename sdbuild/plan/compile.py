@@ -45,6 +45,8 @@ OPTIONAL: Mapping[str, Any] = {
     "embeddings": None,
     "vae_tiling": False,
     "offload": False,
+    "adapters": [],
+    "measure": False,
     "base_precision": None,
     "gradient_checkpointing": False,
     "compile": False,
@@ -94,6 +96,12 @@ def _where_masks_are(dataset: Mapping[str, Any]) -> dict[str, Any]:
 def _mask_minimum(dataset: Mapping[str, Any]) -> dict[str, Any]:
     mask = dataset.get("mask")
     return {"mask_minimum": mask["minimum"]} if mask and mask["minimum"] else {}
+
+
+def _source(other: Mapping[str, Any]) -> Dep:
+    """What the grid reads of another adapter."""
+    recipe = other["recipe"]
+    return Dep(path=other["path"] if recipe is None else f"build/{recipe}/adapter")
 
 
 def _learned(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +217,8 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         along = (Dep(path=f"{folder}/adapters"),) if recipe["sample"].get("every") else ()
         refiner = ("refiner/unet",) if recipe["base"].get("refiner") else ()
         sample = {key: value for key, value in recipe["sample"].items() if key != "refine_from" or refiner}
+        others = [_source(other) for other in sample.get("adapters", ())]
+        measured = (Dep(path=captions_file, viewed=True), Dep(path=f"{folder}/latents")) if sample["measure"] else ()
         yield step(
             "samples",
             {
@@ -219,9 +229,12 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
                 **encoding,
                 **_learned(train),
             },
-            deps=(Dep(path=f"{folder}/adapter"), *along),
-            outs=(Out(path=f"{folder}/samples"),),
-            views=("base",),
+            deps=(Dep(path=f"{folder}/adapter"), *along, *dict.fromkeys(others), *measured),
+            outs=(
+                Out(path=f"{folder}/samples"),
+                *((Out(path=f"{folder}/samples.metrics.json", kind="metric"),) if measured else ()),
+            ),
+            views=("base", *(("records",) if measured else ())),
             components=("index", "denoiser", "schedule", "vae", "text", *refiner),
             final=True,
         )

@@ -16,33 +16,9 @@ from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Method
 from sdbuild.recipe.names import group_of
-from sdbuild.recipe.spec import Distinct, Seed, Some, Spec, Text
+from sdbuild.recipe.sample import Sample as Sample
+from sdbuild.recipe.spec import Some, Spec, Text
 from sdbuild.recipe.train import Train as Train
-
-
-class Sample(Spec):
-    """A grid of pictures: prompts × seeds × strengths of the adapter."""
-
-    prompts: Distinct[Text]
-    """What is drawn, a row each."""
-    negative: str = ""
-    """What guidance leads away from."""
-    seeds: Distinct[Seed] = (0,)
-    """Seeds of the first noise; the same seed is the same noise at every strength."""
-    strengths: Distinct[float] = (0.0, 1.0)
-    """Strengths of the adapter; 0 is the base alone."""
-    scheduler: Literal["ddim", "ddpm", "euler", "euler-a", "dpm++"] = "dpm++"
-    """Sampler, by the name that people know."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Denoising steps a picture."""
-    guidance: Annotated[float, Field(ge=0)] = 7.5
-    """Classifier-free guidance; 1 and less turn it off."""
-    offload: bool = False
-    """Whether each network is on the GPU only while it computes: less of its memory, and slower."""
-    every: Annotated[int, Field(ge=1)] | None = None
-    """Steps between adapters kept on the way (`train.save_every`) that are drawn, in `progress.png`; null for none."""
-    refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Share of the steps after which `base.refiner` goes on, where there is one."""
 
 
 class Remote(Spec):
@@ -93,6 +69,9 @@ class Recipe(Spec):
         yield from self._looking_rules()
         if self.train.learning_rates.text_encoder is not None and "text" not in self.method.sides:
             yield "train.learning_rates.text_encoder", "the text encoder is not trained; set method.text_encoder: true"
+        for index, other in enumerate(self.sample.adapters if self.sample else ()):
+            if other.recipe is not None and other.recipe in (self.name, self.group):
+                yield f"sample.adapters.{index}.recipe", "is this recipe, whose adapter is drawn anyway; remove it"
         held = self.train.base_precision
         if self.method.trains_base and held not in (None, "float32"):
             message = (

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationInfo
 
+from sdbuild.recipe.names import group_of
 from sdbuild.recipe.path import names_in
 from sdbuild.recipe.spec import refuse
 
@@ -118,6 +119,30 @@ def _check_place(model: str, project: Path, wanted: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(model, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(names)}"
         raise refuse(f"no folder and no embedded base is called {model!r} ({hint}); a hub id is org/name")
+
+
+def other_recipe(name: str, info: ValidationInfo) -> str:
+    """Validate the name of another recipe, or of a variant of one."""
+    if info.context is not None:
+        folder = info.context["project"] / "recipes"
+        known = [file.removesuffix(".yaml") for file in names_in(folder) if file.endswith(".yaml")]
+        if group_of(name) not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise refuse(f"there is no recipe {name!r}{f' (did you mean {near[0]}?)' if near else ''}")
+    return name
+
+
+def adapter_file(path: str, info: ValidationInfo) -> str:
+    """Validate the file of an adapter from elsewhere; its result has no `.`."""
+    if not path.endswith(_SAFE):
+        raise refuse(f"{path!r} is no .safetensors file; others are not read")
+    if path.startswith(("/", "~")) or "\\" in path or os.path.normpath(path).startswith(".."):
+        raise refuse(f"{path!r} is outside the project; put the file inside it, such as in adapters/")
+    if info.context is not None:
+        place = info.context["project"] / path
+        if not os.path.isfile(place) and not is_tracked(path, info.context["project"]):
+            raise refuse(f"file {path!r} does not exist{_near(place, info.context['project'])}")
+    return os.path.normpath(path)
 
 
 def dataset_folder(path: str, info: ValidationInfo) -> str:

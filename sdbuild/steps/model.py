@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from sdbuild import methods
+from sdbuild.errors import DataError, Problem
 from sdbuild.families.contract import Component, Denoiser, Family, TextEncoder
 from sdbuild.methods.contract import Adapter, Networks, Strength
+from sdbuild.methods.pipeline import load_lora
 from sdbuild.methods.spec import MethodSpec
 from sdbuild.training.precision import Precision, checkpoint_gradients
 
@@ -52,12 +54,71 @@ def assemble(
     return Model(denoiser=denoiser, text=text, adapter=adapter)
 
 
-def apply(pipeline: Any, family: Family, method: MethodSpec, folder: Path, name: str) -> Strength:
-    """Add a trained adapter to the family's pipeline."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """An adapter that a recipe has made."""
+
+    method: MethodSpec
+    folder: Path
+    name: str
+    """Of the recipe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Other:
+    """An adapter that is there in all pictures of a grid."""
+
+    strength: float
+    trained: Trained | None = None
+    file: Path | None = None
+    """Of a LoRA from elsewhere, where it is not `trained`."""
+
+
+def apply(pipeline: Any, family: Family, own: Trained, others: Sequence[Other] = ()) -> Strength:
+    """Add adapters to the family's pipeline; return the strength of the recipe's own.
+
+    Raises:
+        DataError: a file holds no LoRA for this base.
+    """
+    every = [Other(strength=1.0, trained=own), *others]
+    # LoRAs last: they wrap what others have changed, while others look for layers by their names.
+    order = sorted(range(len(every)), key=lambda place: _is_lora(every[place]))
+    found: dict[int, Strength] = {}
+    for place in order:
+        other = every[place]
+        if other.trained is not None:
+            found[place] = _apply(pipeline, family, other.trained)
+        elif other.file is not None:
+            found[place] = _load_file(pipeline, other.file, f"file_{place}")
+        found[place].set_strength(other.strength)
+    return found[0]
+
+
+def _is_lora(adapter: Other) -> bool:
+    return adapter.trained is None or adapter.trained.method.kind == "lora"
+
+
+def _apply(pipeline: Any, family: Family, trained: Trained) -> Strength:
     text = family.text_of(pipeline)
     model = {family.denoiser: getattr(pipeline, family.denoiser), **text.modules}
-    base = networks(method, family, model, text)
-    return methods.load(method.kind).apply(pipeline, base, method, folder, key_map=family.key_map, name=name)
+    method = trained.method
+    return methods.load(method.kind).apply(
+        pipeline,
+        networks(method, family, model, text),
+        method,
+        trained.folder,
+        key_map=family.key_map,
+        name=trained.name,
+    )
+
+
+def _load_file(pipeline: Any, file: Path, name: str) -> Strength:
+    try:
+        return load_lora(pipeline, file, name)
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        message = f"holds no LoRA that this base takes ({reason}); sample.adapters wants LoRA files of the same family"
+        raise DataError([Problem(file=str(file), message=message)]) from error
 
 
 def networks(

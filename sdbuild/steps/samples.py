@@ -19,6 +19,7 @@ from sdbuild.steps.contract import Context, Inputs, Items
 if TYPE_CHECKING:
     from sdbuild.families.contract import Family
     from sdbuild.sampling.draw import Sample, Settings
+    from sdbuild.steps.model import Other
 
 VERSION = 1
 """Of `samples.json`."""
@@ -67,13 +68,19 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
     folder = out / "samples"
     folder.mkdir()
-    brush = _Brush(family=family, spec=spec, settings=settings, folder=folder, context=context, total=total)
+    others = [_other(each, inputs.project) for each in spec.get("adapters", ())]
+    brush = _Brush(
+        family=family, spec=spec, settings=settings, others=others, folder=folder, context=context, total=total
+    )
     listed = brush.draw(inputs.adapter, spec["name"], [*wanted, *missing])
-    brush.grid("grid.png", [_caption(strength) for strength in spec["strengths"]], listed[: len(wanted)])
+    brush.grid("grid.png", [_caption(strength, len(others)) for strength in spec["strengths"]], listed[: len(wanted)])
     content: dict[str, Any] = {"pictures": listed[: len(wanted)]}
     if along is not None:
         content["progress"] = _draw_progress(brush, along, whole, listed)
     _write_list(folder / "samples.json", spec, content)
+    if spec.get("measure"):
+        figures = _measure(family, inputs, folder, content["pictures"], context)
+        (out / "samples.metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return Items(total=total, computed=total)
 
 
@@ -99,6 +106,7 @@ class _Brush:
     family: Family
     spec: Mapping[str, Any]
     settings: Settings
+    others: Sequence[Other]
     folder: Path
     context: Context
     total: int
@@ -111,11 +119,12 @@ class _Brush:
         from PIL.PngImagePlugin import PngInfo
 
         from sdbuild.sampling.draw import draw, load_pipeline, parameters
-        from sdbuild.steps.model import apply
+        from sdbuild.steps.model import Trained, apply
 
         spec = self.spec
         self.context.progress(self.done, self.total, "pictures")
-        add = partial(apply, family=self.family, method=method_of(spec["method"]), folder=adapter, name=name)
+        own = Trained(method=method_of(spec["method"]), folder=adapter, name=name)
+        add = partial(apply, family=self.family, own=own, others=self.others)
         pipeline, added = load_pipeline(self.family, PartialState().device, add, offload="offload" in spec)
         (self.folder / under).mkdir(exist_ok=True)
         listed = []
@@ -143,8 +152,47 @@ class _Brush:
         make_grid(rows, columns, pictures, (settings.width, settings.height), title).save(self.folder / file)
 
 
-def _caption(strength: float) -> str:
-    return f"strength {_number(strength)}" if strength else "base"
+def _measure(
+    family: Family, inputs: Inputs, folder: Path, listed: Sequence[Mapping[str, Any]], context: Context
+) -> Mapping[str, Any]:
+    """Compare the grid's pictures with those trained on."""
+    from accelerate import PartialState
+    from PIL import Image
+
+    from sdbuild.steps.measuring import Measuring
+
+    assert inputs.captions is not None
+    assert inputs.latents is not None
+    measuring = Measuring(family, inputs.captions, inputs.latents, PartialState().device)
+    for row in listed:
+        with Image.open(folder / row["file"]) as picture:
+            measuring.add(picture, _number(row["strength"]), row["prompt"])
+    figures = measuring.figures()
+    if figures is None:
+        context.warn("sample.measure needs two different pictures to train on; there is nothing to compare with")
+    return figures or {}
+
+
+def _other(said: Mapping[str, Any], project: Path) -> Other:
+    """Find another adapter of the grid; one that a recipe has made tells its method itself."""
+    from safetensors import safe_open
+
+    from sdbuild.steps.model import Other, Trained
+
+    name = said["recipe"]
+    if name is None:
+        return Other(strength=said["strength"], file=project / said["path"])
+    folder = project / "build" / name / "adapter"
+    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+        spec = json.loads(file.metadata()["sdbuild.spec"])
+    trained = Trained(method=method_of(spec["method"]), folder=folder, name=name)
+    return Other(strength=said["strength"], trained=trained)
+
+
+def _caption(strength: float, others: int) -> str:
+    if strength:
+        return f"strength {_number(strength)}"
+    return "others alone" if others else "base"
 
 
 def _number(value: float) -> str:
@@ -153,7 +201,7 @@ def _number(value: float) -> str:
 
 def _write_list(path: Path, spec: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     always = ("scheduler", "steps", "guidance", "negative", "resolution")
-    where_set = [key for key in ("prediction", "zero_terminal_snr", "every") if key in spec]
+    where_set = [key for key in ("prediction", "zero_terminal_snr", "every", "adapters") if key in spec]
     settings = {key: spec[key] for key in (*always, *where_set)}
     head = {"version": VERSION, "name": spec["name"], "settings": settings, "grid": "grid.png"}
     path.write_text(json.dumps({**head, **content}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Grids with several adapters, and what is measured of their pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import yaml
+
+from tests.conftest import RECIPE, Work
+
+MIXED = [{"recipe": "dog", "strength": 0.7}, {"path": "elsewhere.safetensors"}, {"recipe": "words"}]
+
+
+def test_adapters_of_recipes_and_files_are_mixed(built: Work) -> None:
+    shutil.copy(built.root / "build/cat/adapter/cat.safetensors", built.root / "elsewhere.safetensors")
+    train = {**RECIPE["train"], "learning_rate": 0.05}
+    words = {"kind": "textual_inversion", "tokens": [{"token": "sks", "start": "cat"}]}
+    for name, method, others in [
+        ("dog", RECIPE["method"], []),
+        ("words", words, []),
+        (
+            "mix",
+            RECIPE["method"],
+            [{"recipe": "dog", "strength": 0.7}, {"path": "elsewhere.safetensors"}, {"recipe": "words"}],
+        ),
+    ]:
+        sample = {**RECIPE["sample"], "adapters": others, "measure": name == "mix", "seeds": [0, 1]}
+        content = {**RECIPE, "method": method, "train": train, "sample": sample if name == "mix" else None}
+        built.write(f"recipes/{name}.yaml", yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    ran = built.doit("mix").ran  # the recipes that it needs are built first
+    assert {"dog:train", "words:train", "mix:train", "mix:samples"} <= ran.keys()
+    listed = json.loads(built.read("build/mix/samples/samples.json"))
+    assert listed["settings"]["adapters"][0] == {"recipe": "dog", "path": None, "strength": 0.7}
+    measured = json.loads(built.read("build/mix/samples.metrics.json"))
+    assert {strength for figures in measured.values() for strength in figures} == {"0", "1"}
+    assert all(figure > 0 for figures in measured.values() for figure in figures.values())
+    assert built.doit("mix").ran == {}
+    # With another strength of another recipe's adapter, the grid alone is drawn anew, and looks different.
+    before = built.read("build/mix/samples/grid.png")
+    path = built.root / "recipes/mix.yaml"
+    path.write_text(path.read_text().replace("0.7", "0.0"))
+    assert set(built.doit("mix").ran) == {"mix:samples"}
+    assert built.read("build/mix/samples/grid.png") != before
+    # What made the other adapter changes, and so does the grid.
+    path = built.root / "recipes/dog.yaml"
+    path.write_text(path.read_text().replace("0.05", "0.04"))
+    assert set(built.doit("mix").ran) == {"dog:train", "mix:samples"}
+
+
+def test_what_is_not_there_is_said(built: Work) -> None:
+    others = [{"recipe": "dgo"}, {"path": "x.pt"}, {"path": "a.safetensors"}, {}, {"recipe": "cat"}]
+    built.recipe(sample={"adapters": others})
+    built.recipe("dog")
+    text = built.sdbuild("check", code=2).text
+    assert "sample.adapters[0].recipe: there is no recipe 'dgo' (did you mean dog?)" in text
+    assert "sample.adapters[1].path: 'x.pt' is no .safetensors file" in text
+    assert "sample.adapters[2].path: file 'a.safetensors' does not exist" in text
+    assert "sample.adapters[3].recipe: or path is missing" in text
