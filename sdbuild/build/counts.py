@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdbuild.build.asks import Asked, asked, expected
 from sdbuild.build.oracle import Oracle, Verdict
-from sdbuild.captioners.asking import Section, content_of, said_in, sections
-from sdbuild.captioners.contract import Question
-from sdbuild.captioners.costs import estimate
-from sdbuild.captioners.said import FOLDER, read_said
 from sdbuild.data import items, masks, pixelcache, views
 from sdbuild.data.captions import caption_records
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images
@@ -21,26 +17,6 @@ from sdbuild.plan.model import Step
 
 Count = tuple[int | None, int | None]
 """Items in all and items to compute; None where only building can tell."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What a model would be asked about the pictures of a dataset."""
-
-    section: Section
-    questions: tuple[Question, ...]
-
-    def told(self) -> dict[str, Any]:
-        """As `sdbuild plan --json` prints it: at most, where answers are as long as they may be."""
-        settings, further = self.section.settings, len(self.section.passes) - 1
-        told: dict[str, Any] = {"model": settings["model"], "pictures": len({q.image.key for q in self.questions})}
-        told["requests"] = len(self.questions) * (1 + further)
-        if settings["from"] == "transformers":
-            return {**told, "input_tokens": None, "output_tokens": None, "cost": None}
-        most = estimate(self.questions, settings)
-        cost = None if most.cost is None else most.cost * (1 + further)
-        tokens = {"input_tokens": most.input_tokens, "output_tokens": most.output_tokens}
-        return {**told, **{name: count * (1 + further) for name, count in tokens.items()}, "cost": cost}
 
 
 class Counts:
@@ -91,28 +67,21 @@ class Counts:
         if images is None:
             return self._of_images(self._oracle.steps[f"{step.recipe}:images"])
         captions = caption_records(images, step.spec, self._oracle.project.root)
-        unanswered = {question.image.key for asked in self.asked(step) for question in asked.questions}
+        unanswered = {question.image.key for each in self.asked(step) for question in each.questions}
         new = {row.key: (row.text, row.others) for row in captions.records}
         old = {row.key: (row.text, row.others) for row in self._captions(step, current=False) or ()}
         todo = sum(old.get(key) != texts for key, texts in new.items()) + len(unanswered)
         return len(new) + len(captions.open), todo
 
     def asked(self, step: Step) -> list[Asked]:
-        """What a captions step would ask models, as far as it is known before it runs: questions of the first pass."""
-        images = self._images(step)
-        if images is None:
+        """What a captions step would ask models, as far as that is known before it runs."""
+        try:
+            images = self._images(step)
+            if images is None and step.how:
+                images = list(expected(self._oracle, self._oracle.steps[f"{step.recipe}:images"]))
+            return asked(self._oracle, step, images or (), self._captions(step, current=False) or ())
+        except DataError:  # told when the step runs
             return []
-        project = self._oracle.project
-        known = said_in(self._captions(step, current=False) or ()) | read_said(project.items / FOLDER)
-        captions = caption_records(images, step.spec, project.root)
-        verdict = self._oracle.judge(step.name)
-        spec = {**step.spec, "reads": verdict.reads}
-        found: list[Asked] = []
-        for section in sections(captions.open, spec, step.how, content_of(spec, project.root)):
-            questions = {each.key: each for each in section.first() if each.key not in known}
-            if questions:
-                found.append(Asked(section=section, questions=tuple(questions.values())))
-        return found
 
     def _of_latents(self, step: Step, verdict: Verdict) -> Count:
         images = self._images(step)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild.captioners.asking import spelled
 from sdbuild.captioners.contract import AskError, Captioner, Question, Reply
-from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, status_error
+from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, status_error, understanding
 from sdbuild.captioners.pictures import encoded
 from sdbuild.captioners.running import Hosted
 
@@ -90,15 +90,19 @@ class Claude:
         status = _STATUS.get(result["error"]["error"]["type"], 500)
         return status_error(status, result["error"], {}, self._secret, self._model)
 
+    def close(self) -> None:
+        """See `contract.Provider`."""
+        self._client.close()
+
     def _faults(self) -> Any:
         return faults(self._module, self._secret, self._model, self._timeout)
 
 
 def _arguments(body: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the client: what it does not know goes along as it is."""
-    known = ("model", "max_tokens", "messages", "temperature")
+    known = ("model", "max_tokens", "messages")
     return {
-        **{name: body[name] for name in known if name in body},
+        **{name: body[name] for name in known},
         "extra_body": {name: value for name, value in body.items() if name not in known},
     }
 
@@ -107,16 +111,17 @@ def _reply(message: Mapping[str, Any]) -> Reply:
     """What an answer says.
 
     Raises:
-        AskError: the model refuses.
+        AskError: the model refuses, or it is no answer.
     """
-    texts = [block["text"] for block in message["content"] if block["type"] == "text"]
-    if message["stop_reason"] == "refusal":
-        raise AskError("the model refuses to describe it; write its caption into a .txt file beside it", "skip")
-    usage = message["usage"]
-    cached = sum(usage.get(f"cache_{kind}_input_tokens") or 0 for kind in ("creation", "read"))
-    return Reply(
-        text="".join(texts),
-        cut=message["stop_reason"] in ("max_tokens", "model_context_window_exceeded"),
-        input_tokens=int(usage["input_tokens"]) + cached,
-        output_tokens=int(usage["output_tokens"]),
-    )
+    with understanding():
+        texts = [block["text"] for block in message["content"] if block["type"] == "text"]
+        if message["stop_reason"] == "refusal":
+            raise AskError("the model refuses to describe it; write its caption into a .txt file beside it", "skip")
+        usage = message["usage"]
+        cached = sum(usage.get(f"cache_{kind}_input_tokens") or 0 for kind in ("creation", "read"))
+        return Reply(
+            text="".join(texts),
+            cut=message["stop_reason"] in ("max_tokens", "model_context_window_exceeded"),
+            input_tokens=int(usage["input_tokens"]) + cached,
+            output_tokens=int(usage["output_tokens"]),
+        )

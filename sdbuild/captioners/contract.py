@@ -112,3 +112,6 @@ class Provider(Protocol):
 
     def results(self, batch: str) -> Iterator[tuple[str, Reply | AskError]]:
         """Answers of a batch that has ended, by the keys of its requests."""
+
+    def close(self) -> None:
+        """Close connections."""

@@ -94,6 +94,15 @@ def read_whole(chunks: Iterable[bytes], timeout: float, started: float) -> dict[
 
 
 @contextmanager
+def understanding() -> Iterator[None]:
+    """Take an answer apart; one of another shape is no answer."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        raise AskError("the server answered something that is no answer", "again") from None
+
+
+@contextmanager
 def faults(client: ModuleType, secret: Secret, model: str, timeout: float) -> Iterator[None]:
     """Turn a client's errors into `AskError`, without their tracebacks, which may hold what was sent."""
     import httpx2
@@ -109,8 +118,6 @@ def faults(client: ModuleType, secret: Secret, model: str, timeout: float) -> It
     except (client.APIConnectionError, httpx2.HTTPError) as error:
         reason = secret.hide(error.__cause__ or error) or type(error).__name__
         raise AskError(f"the connection broke ({reason})", "again") from None
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise AskError("the server answered something that is no answer", "again") from None
     except Exception as error:
         raise AskError(f"the client failed ({type(error).__name__}: {secret.hide(error)})", "stop") from None
 

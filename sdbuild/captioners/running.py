@@ -35,10 +35,13 @@ class Hosted:
 
     def answer(self, questions: Sequence[Question], desk: Desk) -> None:
         """See `contract.Captioner`."""
-        if self.settings["batch"]:
-            Batches(self.provider, self.settings, self.store, desk).run(questions)
-        else:
-            Asking(self.provider, self.settings, desk).run(questions)
+        try:
+            if self.settings["batch"]:
+                Batches(self.provider, self.settings, self.store, desk).run(questions)
+            else:
+                Asking(self.provider, self.settings, desk).run(questions)
+        finally:
+            self.provider.close()
 
 
 class Asking:

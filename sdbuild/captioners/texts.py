@@ -62,5 +62,9 @@ def avoided(text: str, words: Sequence[str]) -> list[str]:
 
 def _tags(text: str, avoid: Sequence[str]) -> list[str]:
     """Tags, each once, without those that have words to avoid."""
-    tags = (tag.strip(" .") for tag in re.split(r"[,;、]", text))
-    return list({tag.casefold(): tag for tag in reversed(list(tags)) if tag and not avoided(tag, avoid)}.values())[::-1]
+    found: dict[str, str] = {}
+    for part in re.split(r"[,;、]", text):
+        tag = part.strip(" .")
+        if tag and not avoided(tag, avoid):
+            found.setdefault(tag.casefold(), tag)
+    return list(found.values())

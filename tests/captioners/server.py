@@ -73,7 +73,7 @@ class Speaker:
 
     def app(self) -> web.Application:
         """The routes."""
-        app = web.Application(client_max_size=256 * 1024 * 1024)
+        app = web.Application(client_max_size=256 * 1024 * 1024, middlewares=[self._with_key])
         app.router.add_post("/v1/messages", self.messages)
         app.router.add_post("/v1/messages/batches", self.create_message_batch)
         app.router.add_get("/v1/messages/batches/{id}", self.message_batch)
@@ -85,6 +85,12 @@ class Speaker:
         app.router.add_get("/v1/batches/{id}", self.batch)
         return app
 
+    @web.middleware
+    async def _with_key(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        error = wrapped if request.path.startswith("/v1/messages") else openai_error
+        found: web.StreamResponse = self._refused(request, error) or await handler(request)
+        return found
+
     async def messages(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, asked_of_claude, message, wrapped)
 
@@ -94,8 +100,6 @@ class Speaker:
     async def _answer(
         self, request: web.Request, read: Any, written: Any, error: Callable[[int, str], dict[str, Any]]
     ) -> web.StreamResponse:
-        if refused := self._refused(request, error):
-            return refused
         asked: Asked = read(json.loads(await request.read()))
         self.asked.append(asked)
         fault = self.faults.pop(0) if self.faults else ""
