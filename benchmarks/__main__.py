@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import latents, memory, noop_pictures, noop_steps, one_picture, push, recording, training
+from benchmarks import captions, latents, memory, noop_pictures, noop_steps, one_picture, push, recording, training
 from benchmarks.harness import main
 
 sys.exit(
@@ -15,6 +15,7 @@ sys.exit(
         recording.measure,
         push.measure,
         latents.measure,
+        captions.measure,
         training.measure,
         memory.measure,
     )

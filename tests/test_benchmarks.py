@@ -20,6 +20,7 @@ ROWS = {
     "push": ("push with nothing to push, over dvc push",),
     "latents": ("over a bare VAE loop",),
     "training": ("over a bare loop",),
+    "captions": ("captions: 16 requests at once, over the ideal",),
     "memory": ("latents: peak memory", "text: peak memory"),
     "sd15_step": ("over a bare loop, float32", "over a bare loop, bfloat16"),
     "sd15_latents": ("latents at 64 px over a bare VAE loop",),

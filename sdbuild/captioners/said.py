@@ -60,6 +60,7 @@ class Keeper:
         with self._lock:
             os.fdatasync(self._file)
             os.close(self._file)
+            self._file = -1  # an answer that comes later is refused, not written elsewhere
 
     def keep(self, key: str, model: str, reply: Reply) -> None:
         """Add an answer; it outlives this process when this returns."""

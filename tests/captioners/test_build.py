@@ -109,6 +109,7 @@ def test_only_what_changed_is_asked_for_and_a_clone_asks_nothing(
     assert plan(work, env)["asks"][0]["pictures"] == 1
     assert work.doit("cat:captions", env=env).ran["cat:captions"] == 1
     assert len(server.asked) == 6
+    assert "recipes/cat.yaml is right" in work.sdbuild("check").out
     picture.write_bytes(before)
     work.doit("cat:captions", env=env)
     assert len(server.asked) == 6

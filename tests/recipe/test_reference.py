@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sdbuild.recipe import captions, dataset, methods, models, sample, train
+from sdbuild.recipe import captioners, captions, dataset, methods, models, sample, train
 from sdbuild.recipe.load import load_project
 from sdbuild.recipe.spec import descriptions
 from tests.recipe.helpers import put, write
@@ -20,6 +20,7 @@ MODELS: list[type[BaseModel]] = [
     *(models.Base, models.Train, models.Sample, models.Remote, captions.Template, captions.Jsonl),
     *methods.SPECS,
     sample.OtherAdapter,
+    *(captioners.Anthropic, captioners.OpenAI, captioners.Transformers, captioners.Pass, captioners.Prices),
     *(dataset.Dataset, dataset.Images, dataset.Buckets, dataset.Tags),
     *(dataset.AlphaMask, dataset.SidecarMask, dataset.FolderMask),
     *(train.LearningRates, train.Huber, train.SmoothL1, train.MinSnr, train.Noise, train.Ema, train.EarlyStop),
