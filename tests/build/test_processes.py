@@ -24,8 +24,8 @@ from tests.conftest import BIN, Work, environment
 LONG = {"steps": 100, "checkpoint_every": 1, "processes": 2}
 
 
-def losses(work: Work) -> list[float]:
-    return [float(line.split(",")[1]) for line in work.read("build/cat/loss.csv").decode().splitlines()[1:]]
+def losses(work: Work, file: str = "loss.csv") -> list[float]:
+    return [float(line.split(",")[1]) for line in work.read(f"build/cat/{file}").decode().splitlines()[1:]]
 
 
 def member(work: Work, rank: int) -> int:
@@ -45,7 +45,13 @@ def all_ended(work: Work) -> bool:
 
 def test_two_processes_take_the_steps_of_one(built: Work, tmp_path: Path) -> None:
     """Three pictures and batches of two: the last batch of an epoch has a picture for one process only."""
-    settings: dict[str, Any] = {"steps": 20, "accumulate": 1, "ema": {"decay": 0.5}, "caption_dropout": 0.2}
+    settings: dict[str, Any] = {
+        "steps": 20,
+        "ema": {"decay": 0.5},
+        "caption_dropout": 0.2,
+        "validate_every": 5,
+        "save_every": 8,
+    }
     method = {"text_encoder": True}
     two = built.copy(tmp_path / "two")
     built.recipe(train=settings, method=method)
@@ -54,6 +60,12 @@ def test_two_processes_take_the_steps_of_one(built: Work, tmp_path: Path) -> Non
     assert losses(two) == pytest.approx(losses(built), abs=1e-5)
     assert len(losses(two)) == 20
     assert losses(two) != losses(built), "rounding is the same: were there two processes?"
+    assert losses(two, "validation.csv") == pytest.approx(losses(built, "validation.csv"), abs=1e-5)
+    assert sorted(path.name for path in (two.root / "build/cat/adapters").iterdir()) == [
+        "index.json",
+        "step-000008",
+        "step-000016",
+    ]
     assert two.doit("cat:train").ran == {}
     assert two.plan()["cat:train"]["state"] == "fresh"
     assert workers(two) == []
