@@ -87,6 +87,7 @@ def run_together(project: Project, step: Step, out: Path, emit: Emit) -> Items:
     if layout.machines > 1:
         others = "machine 1" if layout.machines == 2 else f"machines 1 to {layout.machines - 1}"
         emit({"event": "warning", "message": f"waits for `sdbuild join {step.name}` on {others}"})
+    _free_memory()
     return converse(project, step, out, layout, step.name, emit)
 
 
@@ -251,6 +252,13 @@ class Members:
             for line in events:
                 self._events.put((rank, json.loads(line)))
         self._events.put((rank, {"event": "ended", "code": process.wait()}))
+
+
+def _free_memory() -> None:
+    """Give back what earlier steps in this process have kept of a GPU's memory, which its processes will need."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _cores() -> int:
