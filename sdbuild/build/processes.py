@@ -18,7 +18,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sdbuild.build.answers import CRASH, Emit, Event, ended, error_of
 from sdbuild.build.project import Project
