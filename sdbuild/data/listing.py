@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 """Endings of files that are read as pictures, lower case."""
@@ -104,8 +104,9 @@ def nfc(text: str) -> str:
 
 
 def relative_to(path: str, folder: str) -> str:
-    """A project path relative to its dataset's folder; both posix."""
-    return PurePosixPath(path).relative_to(PurePosixPath(folder)).as_posix()
+    """A project path relative to its dataset's folder; both posix, as rows of `images.jsonl` have them."""
+    assert path.startswith(f"{folder}/"), (path, folder)
+    return path[len(folder) + 1 :]
 
 
 def shown(path: Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from sdbuild.data.captions import with_trigger
@@ -18,6 +19,8 @@ Kind = Literal["caption", "changed", "long", "duplicate", "alike", "trigger"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """No usable caption; the picture changed under a hand-written one; longer than the encoder takes; the same caption as
 another picture's; a picture that looks like another; no trigger in it, so that the build puts it in front."""
+MOST = 20
+"""Other pictures that a finding names."""
 NOTES: frozenset[Kind] = frozenset({"trigger"})
 """Kinds that are no problem."""
 
@@ -76,6 +79,7 @@ class Inspector:
     def __init__(self, material: Material) -> None:
         """Look at the pictures, and read the base's tokenizers where it is on this machine."""
         self.counter, self.why_not = _counter(material)
+        self._counted: dict[str, int] = {}
         root = material.project.root
         paths = {entry.image.digest: root / entry.path for entry in material.entries}
         self._alike = alike(looks(paths, material.project.items / CACHE_NAME, material.background))
@@ -101,23 +105,24 @@ class Inspector:
         if tokens is not None and self.counter is not None and tokens > self.counter.limit:
             words = f"{tokens} tokens, the text encoder takes {self.counter.limit}; the rest is cut off"
             found.append(Finding(kind="long", words=words))
-        twins = tuple(sorted({path for text in entry.texts for path in same[text]} - {entry.path}))
-        if twins:
-            found.append(Finding(kind="duplicate", words=f"the same caption as {_named(twins)}", others=twins))
-        near = [path for digest in self._alike.get(entry.image.digest, ()) for path in paths.get(digest, ())]
-        near += [path for path in paths[entry.image.digest] if path != entry.path]
-        if near:
-            found.append(Finding(kind="alike", words=f"looks like {_named(near)}", others=tuple(sorted(near))))
+        twins = (path for text in entry.texts for path in same[text])
+        found += _about("duplicate", "the same caption as", entry, twins)
+        near = (path for digest in self._alike.get(entry.image.digest, ()) for path in paths.get(digest, ()))
+        found += _about("alike", "looks like", entry, chain(near, paths[entry.image.digest]))
         trigger = entry.dataset.trigger
         if trigger and any(with_trigger(text, trigger) != text for text in entry.bare):
             found.append(Finding(kind="trigger", words="no trigger of its own"))
         return Row(entry=entry, tokens=tokens, findings=tuple(found))
 
-    def tokens(self, texts: Iterable[str]) -> int | None:
+    def tokens(self, texts: Collection[str]) -> int | None:
         """Tokens of the longest of some captions."""
-        if self.counter is None:
+        counter = self.counter
+        if counter is None:
             return None
-        return max((self.counter.count(text) for text in texts), default=0)
+        for text in texts:
+            if text not in self._counted:
+                self._counted[text] = counter.count(text)
+        return max((self._counted[text] for text in texts), default=0)
 
 
 def counts(rows: Iterable[Row]) -> dict[str, int]:
@@ -136,6 +141,10 @@ def _counter(material: Material) -> tuple[TokenCounter | None, str]:
         return None, f"tokens are not counted: {error}"
 
 
-def _named(paths: Iterable[str]) -> str:
-    names = list(paths)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _about(kind: Kind, words: str, entry: Entry, paths: Iterable[str]) -> list[Finding]:
+    """A finding about other pictures, if there are any."""
+    others = list(dict.fromkeys(path for path in paths if path != entry.path))
+    if not others:
+        return []
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return [Finding(kind=kind, words=f"{words} {', '.join(others[:3])}{more}", others=tuple(others[:MOST]))]

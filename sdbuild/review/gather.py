@@ -28,7 +28,7 @@ from sdbuild.data.captions import (
 from sdbuild.data.handwritten import Fit, Fits
 from sdbuild.data.listing import Sidecars, relative_to, scan
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images, read_skipped
-from sdbuild.errors import DataError, UsageError
+from sdbuild.errors import DataError, Problem, UsageError
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
 from sdbuild.recipe.load import choose, load_project
@@ -38,6 +38,8 @@ from sdbuild.steps.images import run as find_images
 
 HAND: Final = "sidecar"
 """Origin of captions that a person wrote."""
+PLAIN = frozenset({"sidecar", "filename", "jsonl"})
+"""Captioners that do not look at a trigger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,48 +211,50 @@ def _entries(
         lines=data.get("lines", False),
         sidecars=Sidecars(scan(project.root / path).sidecars),
     )
-    captions = caption_records(images, spec, project.root)
+    # Only templates and models are told the trigger; elsewhere it is what a build puts in front, and left out here.
+    told = data["caption"]["from"] not in PLAIN
+    datasets = list(spec["datasets"])
+    datasets[index] = data if told else {**data, "trigger": ""}
+    captions = caption_records(images, {"datasets": datasets}, project.root)
     records = {record.digest: record for record in (*captions.records, *_said(project, name, spec, captions.open))}
-    by_hand = _by_hand(project, dataset, images)
-    troubles = {problem.file: problem.message for problem in captions.problems}
     waiting = {each.image.digest: each.origin for each in captions.open}
+    problems = list(captions.problems)
     entries = []
     for image in images:
         entry = Entry(image=image, dataset=dataset, bare=(), origin="")
         record = records.get(image.digest)
         if record is not None:
-            made = tuple(without_trigger(text, dataset.trigger) for text in (record.text, *record.others))
-            bare = by_hand.get(image.digest, made) if record.origin == HAND else made
-            entries.append(replace(entry, bare=bare, origin=record.origin))
+            entry = replace(entry, bare=(record.text, *record.others), origin=record.origin)
+            entries.append(replace(entry, bare=_as_written(entry, project)) if told else entry)
         elif image.digest in waiting:
             entries.append(replace(entry, trouble=f"not captioned yet: the next build asks {waiting[image.digest]}"))
         else:
-            entries.append(_troubled(entry, project, troubles))
-    return entries, [f"{file}: {message}" if file else message for file, message in troubles.items()]
+            entries.append(_troubled(entry, project, problems))
+    return entries, list(map(str, problems))
 
 
-def _by_hand(project: Project, dataset: Dataset, images: Iterable[ImageRecord]) -> dict[str, Texts]:
-    """What people wrote, as they wrote it, by pixel digest."""
-    found = {}
-    for image in images:
-        pictures = Entry(image=image, dataset=dataset, bare=(), origin="").pictures
-        texts = hand_written(project.root, dataset.path, dataset.sidecars, pictures, lines=dataset.lines)
-        if isinstance(texts, tuple):
-            found[image.digest] = texts
-    return found
+def _as_written(entry: Entry, project: Project) -> Texts:
+    """Captions without the trigger that is put in front; what a person wrote is left as it was written."""
+    folder, lines = entry.dataset.path, entry.dataset.lines
+    if entry.origin == HAND:
+        found = hand_written(project.root, folder, entry.dataset.sidecars, entry.pictures, lines=lines)
+        if isinstance(found, tuple):
+            return found
+    return tuple(without_trigger(text, entry.dataset.trigger) for text in entry.bare)
 
 
-def _troubled(entry: Entry, project: Project, troubles: dict[str | None, str]) -> Entry:
-    """An entry that has no caption, with the reason, which is taken from `troubles`."""
+def _troubled(entry: Entry, project: Project, problems: list[Problem]) -> Entry:
+    """An entry that has no caption, with the reason, which is taken from `problems`."""
     folder = entry.dataset.path
     files = [f"{folder}/{file}" for picture in entry.pictures for file in entry.dataset.sidecars.of(picture)]
-    file = next((file for file in files if file in troubles), None)
-    if file is None:
-        at_fault = next((path for path in (entry.path, *entry.image.duplicates) if path in troubles), None)
-        return replace(entry, trouble=troubles.pop(at_fault, "no caption"))
-    empty = not any((project.root / each).read_bytes().strip() for each in files)
-    message = troubles.pop(file)
-    return replace(entry, trouble=message if empty else f"{PurePosixPath(file).name} {message}", blocked=not empty)
+    whose = {*files, entry.path, *entry.image.duplicates}
+    problem = next((problem for problem in problems if problem.file in whose), None)
+    if problem is None:
+        return replace(entry, trouble="no caption")
+    problems.remove(problem)
+    blocked = problem.file in files and any((project.root / file).read_bytes().strip() for file in files)
+    name = f"{PurePosixPath(problem.file or '').name} " if blocked else ""
+    return replace(entry, trouble=f"{name}{problem.message}", blocked=blocked)
 
 
 def _said(project: Project, name: str, spec: Mapping[str, Any], left: Sequence[Open]) -> Iterator[CaptionRecord]:

@@ -278,6 +278,18 @@ def test_captions_that_cannot_be_read_are_left_to_people(cats: Cats) -> None:
     assert cats.state() == before
 
 
+def test_every_wrong_line_of_a_file_of_captions_is_named(cats: Cats) -> None:
+    cats.recipe(caption={"from": "jsonl"})
+    (cats.root / FOLDER / "0002.txt").unlink()
+    cats.write(f"{FOLDER}/metadata.jsonl", 'oops\n{"file_name": "0002.png", "text": "sks apple"}\n[]\n')
+    said = cats.captions("cat")
+    assert f"warning: {FOLDER}/metadata.jsonl:1: not JSON" in said
+    assert f"warning: {FOLDER}/metadata.jsonl:3: not a JSON object" in said
+    row = cats.rows()["0002.png"]
+    assert (row["captions"], row["origin"]) == (["sks apple"], "jsonl")
+    assert row["findings"] == [], "a trigger of its own"
+
+
 def test_what_models_said_is_shown_and_edited(cats: Cats) -> None:
     cats.recipe(
         caption={"from": "openai", "model": "local", "base_url": "http://127.0.0.1:9/v1", "languages": ["en", "de"]}
