@@ -22,6 +22,8 @@ from sdbuild.report.grids import draw_beside
 from sdbuild.report.objects import Objects
 from sdbuild.report.words import figure, plain, value
 
+MEASURED = "samples.metrics.json"
+"""What a grid with `sample.measure` comes with."""
 MOST_COLUMNS = 4
 """Settings that have a column of their own; more are told to programs only."""
 MOST_NAMES = 4
@@ -48,8 +50,14 @@ class Candidate:
     train_loss: float | None = None
     """At the end of the training."""
     seconds_per_step: float | None = None
+    memory: int | None = None
+    """Most that the training held at once, in bytes: of the GPU, or of the process on a CPU."""
     bytes: int | None = None
     """Of the adapter's file."""
+    nearest: Mapping[str, float] | None = None
+    """By strength, how far the grid's pictures are from those trained on; see `sampling.measures`."""
+    spread: Mapping[str, float] | None = None
+    """By strength, how far pictures of one prompt lie apart."""
 
     def loss(self, measure: Measure) -> float | None:
         """What it is ranked by."""
@@ -69,8 +77,9 @@ class Comparison:
         """Columns and rows for people."""
         keys = list(self.candidates[0].settings)
         keys = keys if len(keys) <= MOST_COLUMNS else []
-        columns = ["", "recipe", *keys, "validation loss", "of the base", "training loss", "s/step", "bytes"]
-        return columns, [_row(candidate, keys) for candidate in self.candidates]
+        columns = ["", "recipe", *keys, "validation loss", "of the base", "training loss", "s/step", "memory", "bytes"]
+        measured = [name for name in ("nearest", "spread") if any(getattr(each, name) for each in self.candidates)]
+        return [*columns, *measured], [_row(candidate, keys, measured) for candidate in self.candidates]
 
     def notes(self) -> Iterator[str]:
         """What to know about the table."""
@@ -81,6 +90,11 @@ class Comparison:
             yield "ranked by the training loss, since not all have a hold-out (datasets[].holdout)"
         if len({(candidate.validation_loss or {}).get("base") for candidate in ranked}) > 1:
             yield "the base's losses differ: other pictures, draws or bases were measured, so compare with care"
+        if any(candidate.nearest for candidate in ranked):
+            yield (
+                "nearest: from the base's pictures to the adapter's, how far they are from those trained on (1 is new, "
+                "0 a copy); spread: how far those of one prompt lie apart"
+            )
         keys = self.candidates[0].settings
         if len(keys) > MOST_COLUMNS:
             yield f"they differ in {len(keys)} settings; --json has them"
@@ -119,13 +133,17 @@ def compare(project: Project, names: Sequence[str], console: Console) -> Compari
     finally:
         engine.close()
     trained = {recipe.name: verdicts[f"{recipe.name}:train"] for recipe in chosen}
+    drawn = {name: verdicts[f"{name}:samples"] for name in trained if f"{name}:samples" in verdicts}
     objects.want(_md5(verdict, "metrics.json") for verdict in trained.values())
+    objects.want(_md5(verdict, MEASURED) for verdict in drawn.values())
     found = [
-        _candidate(project, verdict, objects, settings[name], known=f"{name}:train" in recorded)
+        replace(
+            _candidate(project, verdict, objects, settings[name], known=f"{name}:train" in recorded),
+            **_measured(drawn.get(name), objects),
+        )
         for name, verdict in trained.items()
     ]
     measure, ranked = rank(found)
-    drawn = {name: verdicts[f"{name}:samples"] for name in trained if f"{name}:samples" in verdicts}
     picture = _draw(project, "+".join(dict.fromkeys(names)), measure, ranked, drawn, objects)
     return Comparison(measure=measure, candidates=ranked, picture=picture)
 
@@ -157,8 +175,15 @@ def _candidate(
         validation_loss=metrics.get("validation_loss"),
         train_loss=metrics.get("train_loss"),
         seconds_per_step=seconds / steps if seconds and steps else None,
+        memory=metrics.get("memory"),
         bytes=_size(project, step, verdict, objects),
     )
+
+
+def _measured(verdict: Verdict | None, objects: Objects) -> dict[str, Any]:
+    """What the grid's pictures were found to be like."""
+    found = (objects.metrics(_md5(verdict, MEASURED)) if verdict else None) or {}
+    return {name: found[name] for name in ("nearest", "spread") if found.get(name)}
 
 
 def _md5(verdict: Verdict, name: str) -> str | None:
@@ -223,7 +248,7 @@ def _label(candidate: Candidate, measure: Measure) -> Iterator[str]:
     yield from (words if len(words) <= MOST_COLUMNS else [candidate.recipe])
 
 
-def _row(candidate: Candidate, keys: Sequence[str]) -> list[str]:
+def _row(candidate: Candidate, keys: Sequence[str], measured: Sequence[str]) -> list[str]:
     losses = candidate.validation_loss or {}
     figures = (losses.get("adapter"), losses.get("base"), candidate.train_loss, candidate.seconds_per_step)
     return [
@@ -231,5 +256,17 @@ def _row(candidate: Candidate, keys: Sequence[str]) -> list[str]:
         plain(candidate.recipe),
         *(value(candidate.settings[key]) for key in keys),
         *("" if found is None else figure(found) for found in figures),
+        "" if candidate.memory is None else f"{candidate.memory / 2**20:,.0f} MiB",
         "" if candidate.bytes is None else f"{candidate.bytes:,}",
+        *(_change(getattr(candidate, name)) for name in measured),
     ]
+
+
+def _change(by_strength: Mapping[str, float] | None) -> str:
+    """From the base, where it was drawn, to the adapter at full strength, or the highest there is."""
+    if not by_strength:
+        return ""
+    strengths = sorted(by_strength, key=float)
+    last = "1" if "1" in by_strength else strengths[-1]
+    shown = ["0", last] if "0" in by_strength and last != "0" else [last]
+    return " -> ".join(f"{by_strength[strength]:.2f}" for strength in shown)

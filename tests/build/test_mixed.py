@@ -36,6 +36,9 @@ def test_adapters_of_recipes_and_files_are_mixed(built: Work) -> None:
     assert {strength for figures in measured.values() for strength in figures} == {"0", "1"}
     assert all(figure > 0 for figures in measured.values() for figure in figures.values())
     assert built.doit("mix").ran == {}
+    compared = built.sdbuild("compare", "mix", "dog", "--json").out
+    assert [row["nearest"] and set(row["nearest"]) for row in json.loads(compared)["recipes"]].count({"0", "1"}) == 1
+    assert "nearest: from the base's pictures" in built.sdbuild("compare", "mix", "dog").out
     # With another strength of another recipe's adapter, the grid alone is drawn anew, and looks different.
     before = built.read("build/mix/samples/grid.png")
     path = built.root / "recipes/mix.yaml"
