@@ -16,6 +16,8 @@ Event = Mapping[str, Any]
 Emit = Callable[[Event], None]
 CRASH = "Crash"
 """Kind of an error that no one foresaw."""
+INTERRUPTED = "Interrupted"
+"""Kind of an end that the user wanted; its message says what was saved, if anything."""
 
 
 def answer_of(run: Callable[[], Items], told: Callable[[Exception], str]) -> Event:
@@ -26,8 +28,8 @@ def answer_of(run: Callable[[], Items], told: Callable[[Exception], str]) -> Eve
         return {"event": "failed", "kind": type(error).__name__, "problems": [asdict(p) for p in error.problems]}
     except SdbuildError as error:
         return {"event": "failed", "kind": type(error).__name__, "message": str(error)}
-    except KeyboardInterrupt:
-        return {"event": "failed", "kind": "Interrupted", "message": "stopped"}
+    except KeyboardInterrupt as error:
+        return {"event": "failed", "kind": INTERRUPTED, "message": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"event": "failed", "kind": CRASH, "message": told(error)}
@@ -39,8 +41,8 @@ def error_of(answer: Event) -> SdbuildError | KeyboardInterrupt:
     if "problems" in answer:
         problems = [Problem(**problem) for problem in answer["problems"]]
         return DataError(problems) if answer["kind"] == "DataError" else InputError(problems)
-    if answer["kind"] == "Interrupted":
-        return KeyboardInterrupt()
+    if answer["kind"] == INTERRUPTED:
+        return KeyboardInterrupt(answer["message"])
     return StepError(answer["message"])
 
 

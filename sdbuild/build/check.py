@@ -18,6 +18,7 @@ from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
+from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Inputs
@@ -56,13 +57,17 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
     if not recipes:
         yield "there are no recipes in recipes/"
     problems: dict[Problem, None] = {}
+    lacking: dict[str, None] = {}
     for group, members in groupby(choose(recipes, names) if names else recipes, key=lambda recipe: recipe.group):
         variants = list(members)
         pictures, found = _check_variants(project, variants, console)
         problems.update(dict.fromkeys(found))
+        lacking |= {f"recipes/{group}.yaml: {word}": None for recipe in variants for word in missing(recipe)}
         if not found:
             counted = f", {len(variants)} variants" if len(variants) > 1 else ""
             yield f"recipes/{group}.yaml is right: {pictures} pictures{counted}"
+    for word in lacking:
+        console.warn(word)
     if problems:
         raise InputError(problems)
 

@@ -24,6 +24,7 @@ from sdbuild.captioners import models
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, StepError
 from sdbuild.plan.model import Step
+from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Items
 
@@ -54,6 +55,7 @@ class Engine:
         self.stat = StatCache(project.root, project.stat_cache)
         self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat)
         self.outcomes: dict[str, Outcome] = {}
+        self._recipes = {recipe.name: recipe for recipe in recipes}
         self._asking = {recipe.name for recipe in recipes if recipe.remote.lookup == "auto"}
         self._reads: dict[str, Mapping[str, str]] = {}
         self._build_lock = BuildLock(project, waiting=console.say)
@@ -61,6 +63,7 @@ class Engine:
         self._mutex = threading.RLock()
         self._alike: dict[str, threading.Lock] = {}
         self._prepared = False
+        self._told: set[str] = set()
 
     @cached_property
     def history(self) -> History:
@@ -189,6 +192,7 @@ class Engine:
             return verdict
 
     def _run(self, step: Step, before: Verdict, started: float) -> Outcome:
+        self._tell_lacking(step.recipe)
         self.console.step_started(step.name, before.reasons)
 
         def show(event: Mapping[str, Any]) -> None:
@@ -216,6 +220,21 @@ class Engine:
         seconds = time.monotonic() - started
         self.console.step_done(step.name, items.total, items.computed, seconds)
         return Outcome(how="ran", items=items, seconds=seconds)
+
+    def lacking(self, recipe: str) -> list[str]:
+        """What this machine lacks to train a recipe, if it is to be trained: told before the steps that lead there."""
+        train = self.steps[f"{recipe}:train"]
+        if self.oracle.judge(train.name).action != "run":
+            return []
+        chosen = self._recipes[recipe]
+        return [f"recipes/{chosen.group}.yaml: {word}" for word in missing(chosen)]
+
+    def _tell_lacking(self, recipe: str) -> None:
+        with self._mutex:
+            words = [] if recipe in self._told else self.lacking(recipe)
+            self._told.add(recipe)
+            for word in words:
+                self.console.warn(word)
 
     def _alone(self, step: Step) -> threading.Lock:
         """Lock of the steps with one spec, as variants have them: the second one finds the items of the first.

@@ -23,7 +23,7 @@ def forecast(project: Project) -> list[dict[str, Any]]:
     """All steps as `sdbuild plan --json` prints them, in plan order."""
     with _engine(project) as engine:
         counts = Counts(engine.oracle)
-        return [_row(engine.oracle.judge(name), counts) for name in engine.steps]
+        return [_row(engine.oracle.judge(name), counts, engine) for name in engine.steps]
 
 
 def explain(project: Project, name: str) -> list[str]:
@@ -42,15 +42,17 @@ def explain(project: Project, name: str) -> list[str]:
         return list(_explained(verdict, engine))
 
 
-def _row(verdict: Verdict, counts: Counts) -> dict[str, Any]:
+def _row(verdict: Verdict, counts: Counts, engine: Engine) -> dict[str, Any]:
     total, todo = counts.of(verdict)
     asked = counts.asked(verdict.step) if verdict.step.kind == "captions" and verdict.action == "run" else []
+    lacking = engine.lacking(verdict.step.recipe) if verdict.step.kind == "train" else []
     return {
         "name": verdict.step.name,
         "state": verdict.state,
         "action": verdict.action,
         "reasons": list(verdict.reasons),
         "items": {"total": total, "todo": todo if verdict.action == "run" else 0},
+        **({"lacking": lacking} if lacking else {}),
         **({"asks": [each.told() for each in asked]} if asked else {}),
     }
 

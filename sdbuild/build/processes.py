@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sdbuild.build.answers import CRASH, Emit, Event, ended, error_of
+from sdbuild.build.answers import CRASH, INTERRUPTED, Emit, Event, ended, error_of
 from sdbuild.build.project import Project
 from sdbuild.errors import SdbuildError, StepError, UsageError
 from sdbuild.plan.model import Step
@@ -192,8 +192,7 @@ class Members:
         try:
             return self._result(emit)
         except KeyboardInterrupt:
-            self._stop()
-            raise
+            raise KeyboardInterrupt(self._stop()) from None
 
     def end(self) -> None:
         """End all that still run."""
@@ -236,16 +235,16 @@ class Members:
             else:
                 emit(event)
 
-    def _stop(self) -> None:
-        """Let the first process save its state."""
+    def _stop(self) -> str:
+        """Let the first process save its state; return what it says of it."""
         first = self._processes.get(0)
         if first is None or first.poll() is not None:
-            return
+            return ""
         first.send_signal(signal.SIGINT)
         while True:
             rank, event = self._events.get()
             if rank == 0 and event["event"] in ("done", "failed", "ended"):
-                return
+                return str(event["message"]) if event.get("kind") == INTERRUPTED else ""
 
     def _listen(self, rank: int, process: subprocess.Popen[str], events: IO[str]) -> None:
         with events:

@@ -36,6 +36,11 @@ class Project:
         """Digests of files by their stat."""
         return self.private / "cache" / "stat.sqlite"
 
+    @property
+    def trackers(self) -> Path:
+        """What trackers of trainings write."""
+        return self.private / "trackers"
+
     def log(self, step: str) -> Path:
         """Log file of a step's last run."""
         recipe, kind = step.split(":")

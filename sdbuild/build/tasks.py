@@ -77,8 +77,9 @@ class Build(BaseAction):  # type: ignore[misc]
             return TaskError(str(error))
         except SdbuildError as error:
             return TaskFailed(str(error))
-        except KeyboardInterrupt:
-            self._engine.console.error(f"stopped in {self._step.name}; doit goes on from there")
+        except KeyboardInterrupt as error:
+            where = " ".join(filter(None, (self._step.name, str(error))))
+            self._engine.console.error(f"stopped in {where}; doit goes on from there")
             raise SystemExit(_INTERRUPTED) from None
         return None
 

@@ -150,7 +150,7 @@ def _inputs(project: Project, step: Step) -> Inputs:
             found[name] = project.root / dep.path
     if step.components:
         found["base"] = _base(project, step.base)
-    return Inputs(project=project.root, how=step.how, **found)
+    return Inputs(project=project.root, trackers=project.trackers, how=step.how, **found)
 
 
 def _base(project: Project, base: Base) -> Path:

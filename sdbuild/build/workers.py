@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sdbuild.build.answers import ended, error_of
+from sdbuild.build.answers import INTERRUPTED, ended, error_of
 from sdbuild.build.project import Project
 from sdbuild.build.worker import QUIET
 from sdbuild.errors import StepError
@@ -111,20 +111,23 @@ class Workers:
                     return dict(event)
                 on_event(event)
         except KeyboardInterrupt:
-            self._interrupt(process)
-            raise
+            raise KeyboardInterrupt(self._interrupt(process)) from None
         return None
 
-    def _interrupt(self, process: subprocess.Popen[str]) -> None:
-        """Let a step save its state before the worker goes."""
+    def _interrupt(self, process: subprocess.Popen[str]) -> str:
+        """Let a step save its state before the worker goes; return what it says of it."""
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         patience = threading.Timer(30, lambda: self._kill(process))
         patience.start()
+        said = ""
         for line in process.stdout:
-            if json.loads(line)["event"] in ("done", "failed"):
+            event = json.loads(line)
+            if event["event"] in ("done", "failed"):
+                said = event["message"] if event.get("kind") == INTERRUPTED else ""
                 break
         patience.cancel()
+        return said
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

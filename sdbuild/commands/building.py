@@ -69,6 +69,8 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         console.say(json.dumps({"steps": steps}, ensure_ascii=False, indent=1))
         return 0
     console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
+    for word in dict.fromkeys(word for step in steps for word in step.get("lacking", ())):
+        console.warn(word)
     return 0
 
 

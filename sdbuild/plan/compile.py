@@ -190,6 +190,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             components=("text",),
         )
     text = () if trains_text else (Dep(path=f"{folder}/text"),)
+    how = {"trackers": train["trackers"]} if train.get("trackers") else {}
     yield step(
         "train",
         {
@@ -198,7 +199,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
                 {"repeats": data["repeats"], **_set(data, "weight", "tags"), **_mask_minimum(data)} for data in datasets
             ],
             "method": method.stated(),
-            "train": _as_set(train),
+            "train": _as_set({key: value for key, value in train.items() if key != "trackers"}),
             **(encoding if trains_text else {}),
         },
         deps=(Dep(path=captions_file, viewed=True), Dep(path=f"{folder}/latents"), *text),
@@ -211,6 +212,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         ),
         views=("records", "base"),
         components=trained_components(method.sides),
+        how=how,
         final=True,
     )
     if recipe["sample"] is not None:

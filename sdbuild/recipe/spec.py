@@ -92,5 +92,7 @@ Some = Annotated[tuple[Item, ...], Field(strict=False, min_length=1)]
 """A list with at least one entry (a tuple, since recipes are frozen)."""
 Distinct = Annotated[Some[Item], AfterValidator(_unique)]
 """A list with at least one entry and no entry twice."""
+Choice = Annotated[tuple[Item, ...], Field(strict=False), AfterValidator(_unique)]
+"""A list, perhaps empty, with no entry twice."""
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

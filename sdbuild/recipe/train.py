@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdbuild.recipe.spec import Seed, Spec
+from sdbuild.recipe.spec import Choice, Seed, Spec
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "trackio", "swanlab"]
 Rate = Annotated[float, Field(gt=0, le=10)]
 
 
@@ -243,6 +244,9 @@ class Train(Spec):
     """Steps between adapters that are kept on the way, in `adapters/`; null for none."""
     save_most: Annotated[int, Field(ge=2, le=10_000)] | None = None
     """Most adapters kept on the way: when there are more, every second one is dropped; null for no limit."""
+
+    trackers: Choice[Tracker] = ()
+    """Who is told losses and learning rates while it trains; no result depends on it."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield what does not go together."""

@@ -23,6 +23,8 @@ class Inputs:
     adapter: Path | None = None
     adapters: Path | None = None
     """Those that were kept on the way to it."""
+    trackers: Path | None = None
+    """Where trackers of all recipes write; it may not exist."""
     how: Mapping[str, Any] = field(default_factory=dict)
     """Settings that say how the step goes about; its result does not depend on them."""
 

@@ -19,6 +19,7 @@ from sdbuild.data.records import count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
 from sdbuild.families.contract import FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter, Staged
+from sdbuild.recipe.libraries import tracker_missing
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
 from sdbuild.steps import results
@@ -40,6 +41,7 @@ from sdbuild.training.precision import Precision
 from sdbuild.training.schedules import rate_at
 from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
+from sdbuild.training.trackers import Trackers
 from sdbuild.training.validation import Validation
 from sdbuild.training.watch import Watch
 
@@ -55,6 +57,8 @@ class Looking:
     """See `Watch.measure`."""
     write: Callable[[Path, int], None]
     """See `Along.write`."""
+    trackers: Trackers
+    """Who is told."""
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -121,6 +125,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         looking = Looking(
             measure=lambda look: processes.told(hold_out(plain, look) if processes.first else 0.0),
             write=lambda folder, step: write(folder, step, f"{spec['name']}-{step:06d}"),
+            trackers=_trackers(inputs, settings, context, processes),
         )
         scaler = precision.scaler(device)
         state, along = _train(
@@ -278,6 +283,7 @@ def _train(
         rising_loss=settings.rising_loss,
         between=[each for each in (watch, along) if each is not None],
         enough=watch.enough if watch else lambda state: False,
+        tell=looking.trackers,
     )
     checkpoints = SharedCheckpoints(
         processes=processes,
@@ -290,7 +296,8 @@ def _train(
     adapter.train(True)
     if isinstance(adapter, Staged):
         state.optimizer.register_step_post_hook(lambda *_: adapter.stepped())
-    train(plan, state, checkpoints, context.progress)
+    with looking.trackers.run(f"{spec['name']}-{identity[:8]}"):
+        train(plan, state, checkpoints, context.progress)
     adapter.train(False)
     return state, along
 
@@ -298,6 +305,16 @@ def _train(
 def _deciding(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """Leave out of a spec what only says when to give up, so that a training goes on with another limit."""
     return {**spec, "train": {key: value for key, value in spec["train"].items() if key != "rising_loss"}}
+
+
+def _trackers(inputs: Inputs, settings: Train, context: Context, processes: Processes) -> Trackers:
+    """Return those that are installed, which the first process tells, and warn of the others."""
+    names = inputs.how.get("trackers", ()) if processes.first else ()
+    lacking = {name: tracker_missing(name) for name in names}
+    for word in filter(None, lacking.values()):
+        context.warn(word)
+    present = [name for name, word in lacking.items() if word is None]
+    return Trackers(present, inputs.trackers, _rate_of(settings), context.warn)
 
 
 def _rate_of(settings: Train) -> Callable[[int], float]:

@@ -130,7 +130,7 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         state.seconds = clock.seconds
         if checkpoints.saved != state.step:
             checkpoints.save(state.snapshot())
-        raise
+        raise KeyboardInterrupt(f"after step {state.step} of {plan.steps}, which is saved") from None
     except BrokenDownError as error:
         raise StepError(f"{error}\n{checkpoints.kept}") from None
 

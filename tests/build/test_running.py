@@ -83,3 +83,26 @@ def test_what_does_not_go_together_is_told(work: Work) -> None:
     said = work.sdbuild("check", code=2).err
     assert "train.validate_every: no pictures are held out to validate on; set holdout of a dataset" in said
     assert "sample.every: 3 is not a multiple of train.save_every 2; choose one" in said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_trackers_are_told_and_change_nothing(built: Work) -> None:
+    before, lock = built.adapter(), built.read("dvc.lock")
+    built.recipe(train={"trackers": ["tensorboard", "clearml"], "save_every": None})
+    word = "train.trackers: clearml is not installed, so nothing is told to it: pip install clearml"
+    assert f"recipes/cat.yaml: {word}" in built.sdbuild("check").out
+    assert built.doit().ran == {}
+    assert word in built.doit("-a", "cat:train").out
+    assert built.adapter() == before
+    assert built.sdbuild("plan").out.count(word) == 0, "nothing is to be trained"
+    assert json.loads(built.read("build/cat/recipe.json"))["recipe"]["train"]["trackers"]
+    assert b"trackers" not in lock + built.read("dvc.lock")
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = (built.root / ".sdbuild/trackers/tensorboard").iterdir()
+    told = EventAccumulator(str(run)).Reload()
+    rows = [line.split(",") for line in built.read("build/cat/loss.csv").decode().splitlines()[1:]]
+    for tag, column in (("loss", 1), ("learning_rate", 2)):
+        found = [(event.step, event.value) for event in told.Scalars(tag)]
+        assert found == [(int(row[0]), pytest.approx(float(row[column]))) for row in rows]

@@ -91,6 +91,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "checkpoint_every": 100,
             "validate": 4,
             **dict.fromkeys(("validate_every", "early_stop", "save_every", "save_most")),
+            "trackers": [],
         },
         "sample": None,
         "remote": {"lookup": "auto"},
