@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import threading
 import time
@@ -56,6 +58,7 @@ class Asking:
         self._trouble: list[BaseException] = []
         self._lock = threading.Lock()
         self._not_before = 0.0
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self, questions: Sequence[Question]) -> None:
         """Ask all questions; see `contract.Captioner.answer`."""
@@ -64,14 +67,17 @@ class Asking:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
-        try:
-            for thread in threads:
-                thread.join()
+        left = count
+        try:  # joining threads is no way to wait: until Python 3.13 an interrupted join takes its thread for ended
+            while left:
+                self._ended.get()
+                left -= 1
         except KeyboardInterrupt:  # what is under way is paid for
             self._stop.set()
             until = time.monotonic() + GRACE
-            for thread in threads:
-                thread.join(max(0.0, until - time.monotonic()))
+            with contextlib.suppress(queue.Empty):
+                for _ in range(left):
+                    self._ended.get(timeout=max(0.0, until - time.monotonic()))
             raise
         if self._trouble:
             raise self._trouble[0]
@@ -86,6 +92,8 @@ class Asking:
             with self._lock:
                 self._trouble.append(error)
             self._stop.set()
+        finally:
+            self._ended.put(None)
 
     def _next(self) -> Question | None:
         with self._lock:

@@ -144,6 +144,24 @@ def test_only_what_changed_is_asked_for_and_a_clone_asks_nothing(
     assert len(rows(clone)) == 6
 
 
+def test_what_is_under_way_is_kept_when_a_build_is_stopped(empty: Work, server: Speaker) -> None:
+    prepare(empty, 12, parallel=2)
+    env = environment(server)
+    server.latency = 1.0
+    build = start(empty, env)
+    while not server.asked:
+        assert build.poll() is None, build.stdout and build.stdout.read()
+        time.sleep(0.02)
+    build.send_signal(signal.SIGINT)
+    out, _ = build.communicate(timeout=60)
+    assert build.returncode == 130, out
+    assert "stopped in cat:captions; doit goes on from there" in out
+    assert "Traceback" not in out
+    paid = sum(server.paid.values())
+    assert 1 <= paid <= 2
+    assert empty.read(".sdbuild/items/captions/said.jsonl").count(b"\n") == paid
+
+
 def test_a_killed_build_asks_for_the_rest_and_two_builds_ask_once(empty: Work, server: Speaker) -> None:
     prepare(empty, 12, parallel=2)
     env = environment(server)

@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
+from sdbuild.captioners.models import bring, place
 from sdbuild.errors import DataError, StepError
 from sdbuild.steps.contract import Items
 from tests.captioners.conftest import Asking
@@ -70,6 +73,44 @@ def test_passes_in_words_only(asking: Asking, models: Path) -> None:
     shutil.copytree(models / "blip", asking.root / "models/tiny")
     with pytest.raises(StepError, match=r"this model knows pictures only"):
         asking.run(**LOCAL, chain=chain)
+
+
+def test_a_hub_id_is_fetched_without_code_and_pickles(
+    asking: Asking, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "a" * 40
+    repository = asking.root / "repository"
+    shutil.copytree(models / "blip", repository)
+    for name in ("modeling_tiny.py", "pytorch_model.bin", "onnx/model.safetensors"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("no")
+    monkeypatch.setenv("HF_HUB_CACHE", str(asking.root / "hub"))
+
+    def download(model: str, *, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert (model, revision) == ("owner/tiny", commit)
+        names = [path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()]
+        kept = filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        folder = asking.root / "hub/models--owner--tiny/snapshots" / commit
+        for name in kept:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, folder / name)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    local = {**LOCAL, "model": "owner/tiny", "revision": commit}
+    with pytest.raises(DataError, match=r"captioning model owner/tiny is not ready on this machine"):
+        asking.run(**local)
+    spec = asking.step(**local).spec
+    bring(spec, asking.root)
+    folder = place(spec["datasets"][0]["caption"], asking.root)
+    assert folder is not None
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    assert not (folder / "onnx").exists()
+    assert asking.run(**local).computed == 4
+    (repository / "model.safetensors").unlink()
+    shutil.rmtree(asking.root / "hub")
+    with pytest.raises(DataError, match=r"owner/tiny: the repository has no config\.json with safetensors beside it"):
+        bring(spec, asking.root)
 
 
 def test_what_is_no_model_is_refused(asking: Asking, models: Path) -> None:
