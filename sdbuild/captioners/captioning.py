@@ -11,7 +11,7 @@ from sdbuild import captioners
 from sdbuild.captioners.asking import Section
 from sdbuild.captioners.contract import AskError, Question
 from sdbuild.captioners.costs import estimate, price
-from sdbuild.captioners.desk import AskingDesk, Counter
+from sdbuild.captioners.desk import AskingDesk, Counter, Purse
 from sdbuild.captioners.said import Keeper, alone, read_said
 from sdbuild.captioners.texts import avoided, clean, finish
 from sdbuild.data.captions import Open
@@ -92,6 +92,7 @@ class _Captioning:
         self._section = section
         self._found = found
         self._around = around
+        self._purse = Purse()
         self._open: dict[str, Open] = {each.image.key: each for each in section.open}
 
     def rows(self) -> list[CaptionRecord]:
@@ -101,7 +102,7 @@ class _Captioning:
         said: dict[Slot, list[tuple[str, str]]] = {slot: [] for slot in slots}
         for number in range(len(section.passes)):
             questions = {slot: section.question(self._open[slot[0]], number, slot[1], before[slot]) for slot in slots}
-            self._ask(questions)
+            self._ask(questions, passes=len(section.passes) - number)
             for slot, question in questions.items():
                 before[slot] = self._found.text(question)
                 said[slot].append(self._found.said(question))
@@ -116,8 +117,8 @@ class _Captioning:
             for key, each in self._open.items()
         ]
 
-    def _ask(self, questions: Mapping[Slot, Question]) -> None:
-        """Ask for what nobody has said yet, one build at a time."""
+    def _ask(self, questions: Mapping[Slot, Question], *, passes: int) -> None:
+        """Ask for what nobody has said yet, one build at a time; with this pass so many are to come."""
         if not self._found.missing(questions):
             return
         waiting = "another build asks for captions; waiting, so that nothing is asked twice"
@@ -125,11 +126,11 @@ class _Captioning:
             self._found.refresh()
             missing = self._found.missing(questions)
             if missing:
+                _check_limits(self._section.settings, list(missing.values()), passes, self._purse.spent)
                 self._ask_for(missing)
 
     def _ask_for(self, missing: Mapping[str, Question]) -> None:
         settings, around, found = self._section.settings, self._around, self._found
-        _check_limits(settings, list(missing.values()))
         captioner = captioners.load(settings, around.project, around.store)
         found.counter.total += len(missing)
         found.counter.show()
@@ -138,6 +139,7 @@ class _Captioning:
                 settings,
                 keeper,
                 found.counter,
+                self._purse,
                 project=around.project,
                 background=around.background,
                 warn=around.warn,
@@ -169,8 +171,8 @@ class _Captioning:
             self._around.warn(f"{some} words to avoid: {', '.join(found)}")
 
 
-def _check_limits(settings: Mapping[str, Any], questions: Sequence[Question]) -> None:
-    """Stop before the first request where the recipe's limits would not hold.
+def _check_limits(settings: Mapping[str, Any], questions: Sequence[Question], passes: int, spent: float) -> None:
+    """Stop before the first request of a pass where the recipe's limits would not hold.
 
     Raises:
         StepError: they would not.
@@ -182,10 +184,10 @@ def _check_limits(settings: Mapping[str, Any], questions: Sequence[Question]) ->
     limit = settings.get("max_cost")
     if limit is None or price(settings) is None:
         return
-    expected = estimate(questions, settings)
-    if expected.cost is not None and expected.cost > limit:
+    cost = spent + passes * (estimate(questions, settings).cost or 0.0)
+    if cost > limit:
         raise StepError(
-            f"captions of {pictures} pictures by {settings['model']} may cost up to ${expected.cost:.4g}, and max_cost "
+            f"captions of {pictures} pictures by {settings['model']} may cost up to ${cost:.4g}, and max_cost "
             f"is ${limit:g}: raise it in the recipe, or set a smaller max_tokens or longest_side"
         )
 

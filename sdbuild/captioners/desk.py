@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ class Counter:
         self._progress(self.done, self.total, "captions", **figures)
 
 
+@dataclass(slots=True)
+class Purse:
+    """What one build spends on a dataset, in all passes."""
+
+    spent: float = 0.0
+    """US dollars."""
+    dearest: float = 0.0
+    """What was sent with the dearest request so far cost."""
+
+
 class AskingDesk:
     """`contract.Desk` of one captioner's questions."""
 
@@ -49,6 +60,7 @@ class AskingDesk:
         settings: Mapping[str, Any],
         keeper: Keeper,
         counter: Counter,
+        purse: Purse,
         *,
         project: Path,
         background: str,
@@ -66,9 +78,8 @@ class AskingDesk:
         self._background = background
         self._lock = threading.Lock()
         self._price = costs.price(settings)
-        self._spent = 0.0
+        self._purse = purse
         self._reserved: dict[str, float] = {}
-        self._dearest = 0.0
         self._in_a_row = 0
 
     def picture(self, question: Question) -> Image | None:
@@ -87,9 +98,11 @@ class AskingDesk:
             return
         sent = costs.input_tokens(question, self._settings) * self._price[0]
         with self._lock:
-            most = max(sent, self._dearest) + max_tokens * self._price[1]
-            if self._spent + sum(self._reserved.values()) + most > limit:
-                message = f"max_cost: {self._spent:.4g} of {limit:g} dollars are spent, the next request may not fit"
+            most = max(sent, self._purse.dearest) + max_tokens * self._price[1]
+            if self._purse.spent + sum(self._reserved.values()) + most > limit:
+                message = (
+                    f"max_cost: {self._purse.spent:.4g} of {limit:g} dollars are spent, the next request may not fit"
+                )
                 raise AskError(f"{message}; raise it to go on", "stop")
             self._reserved[question.key] = most
 
@@ -102,9 +115,9 @@ class AskingDesk:
             self._counter.tokens += reply.input_tokens + reply.output_tokens
             if self._price is not None:
                 sent = reply.input_tokens * self._price[0]
-                self._dearest = max(self._dearest, sent)
+                self._purse.dearest = max(self._purse.dearest, sent)
                 cost = sent + reply.output_tokens * self._price[1]
-                self._spent += cost
+                self._purse.spent += cost
                 self._counter.spent += cost
 
     def deliver(self, question: Question, reply: Reply) -> None:

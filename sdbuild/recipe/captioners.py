@@ -166,7 +166,7 @@ class ModelCaptioner(Instructed):
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 512
     """Most tokens of an answer; one that is longer is asked for once more with twice as many."""
     max_images: Annotated[int, Field(ge=0)] | None = None
-    """Most pictures that one build may caption; with more it stops before the first."""
+    """Most pictures of the dataset that one build may caption; with more it stops before the first."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """What instructions name is there."""
@@ -196,7 +196,7 @@ class Hosted(ModelCaptioner):
     prices: Prices | None = None
     """Prices of the model, where sdbuild does not know them or they have changed."""
     max_cost: Annotated[float, Field(ge=0)] | None = None
-    """Most US dollars that one build may spend; it stops before, what was paid for is kept."""
+    """Most US dollars that one build may spend on the dataset; it stops before, what was paid for is kept."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Money is counted with prices."""

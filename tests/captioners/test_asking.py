@@ -182,6 +182,17 @@ def test_money_is_counted_as_it_is_spent(asking: Asking, server: Speaker) -> Non
     assert figures["tokens"] == 2040
 
 
+def test_passes_share_their_money(asking: Asking, server: Speaker) -> None:
+    prices = {"input": 1000.0, "output": 0.0}
+    own = {**CLAUDE, "model": "unknown", "prices": prices, "parallel": 1, "chain": [{"style": "short"}]}
+    with pytest.raises(StepError, match=r"may cost up to \$"):
+        asking.run(**own, max_cost=0.5)
+    assert not server.asked
+    with pytest.raises(StepError, match=r"max_cost: 5 of 5\.5 dollars are spent.*\n1 of 4 captions arrived"):
+        asking.run(**own, max_cost=5.5)
+    assert len(server.asked) == 5
+
+
 def test_requests_are_not_more_than_allowed(asking: Asking, server: Speaker) -> None:
     server.latency = 0.1
     asking.run(**CLAUDE, parallel=3)
