@@ -65,13 +65,16 @@ class Counts:
     def _of_captions(self, step: Step) -> Count:
         images = self._images(step)
         if images is None:
-            return self._of_images(self._oracle.steps[f"{step.recipe}:images"])
+            total, todo = self._of_images(self._oracle.steps[f"{step.recipe}:images"])
+            return total, len(self._unanswered(step)) if step.how else todo
         captions = caption_records(images, step.spec, self._oracle.project.root)
-        unanswered = {question.image.key for each in self.asked(step) for question in each.questions}
         new = {row.key: (row.text, row.others) for row in captions.records}
         old = {row.key: (row.text, row.others) for row in self._captions(step, current=False) or ()}
-        todo = sum(old.get(key) != texts for key, texts in new.items()) + len(unanswered)
+        todo = sum(old.get(key) != texts for key, texts in new.items()) + len(self._unanswered(step))
         return len(new) + len(captions.open), todo
+
+    def _unanswered(self, step: Step) -> set[str]:
+        return {question.image.key for each in self.asked(step) for question in each.questions}
 
     def asked(self, step: Step) -> list[Asked]:
         """What a captions step would ask models, as far as that is known before it runs."""

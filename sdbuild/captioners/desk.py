@@ -35,7 +35,7 @@ class Counter:
         """Tell progress, with tokens, and money where prices are known."""
         figures: dict[str, float] = {}
         if self.tokens:
-            figures["tokens"] = self.tokens
+            figures["k tokens"] = self.tokens / 1000
         if self.spent:
             figures["$"] = self.spent
             figures["$ to go"] = self.spent / max(self.done, 1) * (self.total - self.done)

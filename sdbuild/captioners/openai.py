@@ -42,8 +42,9 @@ class ChatCompletions:
         self._own = {name: settings[name] for name in ("temperature",) if settings.get(name) is not None}
         self._own |= spelled(settings)
         self._detail = {"detail": settings["detail"]} if settings.get("detail") else {}
-        # OpenAI's newer models know the first name alone, other servers often only the older one.
-        self._limit = "max_tokens" if settings.get("base_url") else "max_completion_tokens"
+        # OpenAI's newer models know the one name alone, other servers often only the older one.
+        is_openai = self._client.base_url.host == "api.openai.com"
+        self._limit = "max_completion_tokens" if is_openai else "max_tokens"
         self._timeout: float = settings["timeout"]
 
     def request(self, question: Question, picture: Image | None) -> Any:

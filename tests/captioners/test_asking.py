@@ -179,7 +179,7 @@ def test_money_is_counted_as_it_is_spent(asking: Asking, server: Speaker) -> Non
     assert (done, total) == (2, 4)
     assert figures["$"] == pytest.approx(2.0)
     assert figures["$ to go"] == pytest.approx(2.0)
-    assert figures["tokens"] == 2040
+    assert figures["k tokens"] == 2.04
 
 
 def test_passes_share_their_money(asking: Asking, server: Speaker) -> None:
@@ -222,6 +222,20 @@ def test_servers_of_ones_own_need_no_key(asking: Asking, server: Speaker, monkey
     monkeypatch.setenv("OTHER_KEY", "other")
     server.key = "other"
     assert asking.run(**GPT, base_url=f"{server.url}/v1", key_variable="OTHER_KEY").computed == 4
+
+
+def test_openai_itself_is_told_the_limit_by_its_newer_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdbuild.captioners.openai import ChatCompletions
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    settings = {"model": "gpt-4o", "key_variable": "OPENAI_API_KEY", "timeout": 1.0}
+    names = []
+    for address in (None, "http://127.0.0.1:1/v1"):
+        provider = ChatCompletions({**settings, "base_url": address})
+        names.append(provider._limit)
+        provider.close()
+    assert names == ["max_completion_tokens", "max_tokens"]
 
 
 def test_a_record_without_what_was_said_is_read(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def start(work: Work, env: Mapping[str, str]) -> subprocess.Popen[str]:
 def test_fifty_pictures_with_ten_faults_are_paid_for_once(empty: Work, server: Speaker) -> None:
     prepare(empty, 50, max_tokens=100)
     env = {**environment(server), "ANTHROPIC_LOG": "debug", "OPENAI_LOG": "debug"}
-    (asks,) = plan(empty, env)["asks"]
+    planned = plan(empty, env)
+    assert planned["items"] == {"total": 50, "todo": 50}
+    (asks,) = planned["asks"]
     assert (asks["pictures"], asks["requests"], asks["output_tokens"]) == (50, 50, 5000)
     assert asks["cost"] == pytest.approx((asks["input_tokens"] * 1 + 5000 * 5) / 1e6)
 
