@@ -21,7 +21,11 @@ from sdbuild.errors import StepError
 
 _BUSY = (429, 503, 529)
 _AGAIN = (408, 409, 425, *_BUSY)
-_QUOTA = ("insufficient_quota", "billing", "credit balance", "spend limit", "spend_limit", "hard limit")
+_QUOTA = (
+    *("insufficient_quota", "exceeded your current quota", "billing_hard_limit", "billing_error"),
+    *("credit balance", "spend limit", "spend_limit"),
+)
+"""Words of errors that no waiting helps with."""
 _LONGEST = 200
 
 

@@ -29,7 +29,7 @@ MESSAGES = {
     401: ("authentication_error", "invalid x-api-key"),
     402: ("billing_error", "no credit"),
     404: ("not_found_error", "model: nothing"),
-    429: ("rate_limit_error", "slow down"),
+    429: ("rate_limit_error", "slow down, or add a payment method at https://example.org/account/billing"),
     500: ("api_error", "internal server error"),
     529: ("overloaded_error", "overloaded"),
 }
