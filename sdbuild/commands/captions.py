@@ -235,7 +235,7 @@ def _confirm(options: argparse.Namespace, console: Console) -> int:
     for entry in entries:
         if entry.origin != HAND:
             raise UsageError(f"{entry.path} has no hand-written caption")
-    confirm(material, ((entry, entry.texts) for entry in entries))
+    confirm(material, entries)
     console.say(f"{_pictures(len(entries))} confirmed")
     return 0
 

@@ -75,7 +75,7 @@ class Desk:
         with self._lock:
             entry = self._rows[key].entry
             if entry.origin == HAND and entry.bare:
-                confirm(self.material, [(entry, entry.texts)])
+                confirm(self.material, [entry])
             return self._replaced(replace(entry, changed=False))
 
     def _read(self) -> None:

@@ -99,9 +99,9 @@ class Entry:
         """Paths of the picture relative to its dataset; the same pixels may be there several times."""
         return [relative_to(path, self.dataset.path) for path in (self.image.path, *self.image.duplicates)]
 
-    def fit(self, texts: Texts | None = None) -> Fit:
-        """What is remembered of a caption and its picture."""
-        text, *others = texts or self.texts
+    def fit(self) -> Fit:
+        """What is remembered of the caption and its picture."""
+        text, *others = self.texts
         record = CaptionRecord(
             digest=self.image.digest,
             dataset=self.image.dataset,

@@ -10,7 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from sdbuild.build.project import write_atomic
@@ -130,18 +130,18 @@ def write(material: Material, changes: Iterable[Change]) -> Written:
                     message = f"its caption cannot be written ({error.strerror})"
                     written.problems.append(Problem(file=change.entry.path, message=message))
                 else:
-                    done.append((change.entry, change.texts))
+                    done.append(replace(change.entry, bare=change.texts))
         confirm(material, done)
     return written
 
 
-def confirm(material: Material, entries: Iterable[tuple[Entry, Texts]]) -> None:
+def confirm(material: Material, entries: Iterable[Entry]) -> None:
     """Remember that hand-written captions fit their pictures as they are now.
 
     Raises:
         DataError: a dataset's folder cannot be written to.
     """
-    fits = [entry.fit(texts) for entry, texts in entries]
+    fits = [entry.fit() for entry in entries]
     try:
         Fits(material.project.root, material.project.items, {fit.dataset for fit in fits}).confirm(fits)
     except OSError as error:
@@ -183,7 +183,7 @@ def _conflict(change: Change, folder: _Folder) -> Problem | None:
 @contextmanager
 def _alone(material: Material) -> Iterator[None]:
     """Keep other commands from writing captions at the same moment."""
-    path = material.project.private / "captions.lock"
+    path = material.project.private / "captions" / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

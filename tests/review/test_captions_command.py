@@ -96,7 +96,7 @@ def test_editing_touches_what_was_changed_and_nothing_else(cats: Cats) -> None:
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {"0002.txt", ".captions-fit.jsonl"}
     assert after["0002.txt"][0] == b"=== two \\ apples\n"
-    assert not list((cats.root / ".sdbuild/captions").iterdir())
+    assert not list((cats.root / ".sdbuild/captions").glob("*.txt"))
 
 
 def test_an_editor_that_fails_loses_nothing(cats: Cats) -> None:
@@ -255,6 +255,8 @@ def test_tags_are_counted(cats: Cats) -> None:
     ("arguments", "said"),
     [
         (("dog",), "no recipe dog"),
+        (("show", "edit"), "no recipe edit"),
+        (("exprot", "cat"), "unrecognized arguments: cat"),
         (("edit", "cat", "dog.png"), "dog.png is no picture of this recipe"),
         (("confirm", "cat"), "say which pictures"),
         (("page", "cat", "--port", "99999"), "a port is a number"),
