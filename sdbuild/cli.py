@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from sdbuild import __version__
-from sdbuild.commands import building, captions, compare, history, remote, upkeep
+from sdbuild.commands import building, captions, compare, history, probe, remote, upkeep
 from sdbuild.console import Console
 from sdbuild.errors import SdbuildError, UsageError
 
-SUBJECTS = (building, captions, compare, history, upkeep, remote)
+SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 """To add commands: a module in `sdbuild.commands` with `add_to`, and its name here."""
 
 

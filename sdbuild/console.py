@@ -15,7 +15,20 @@ if TYPE_CHECKING:
 _PLAIN_EVERY = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 
-_STYLES = {"old": "red", "new": "green", "strong": "bold", "faint": "dim"}
+_STYLES = {
+    "old": "red",
+    "new": "green",
+    "strong": "bold",
+    "faint": "dim",
+    # parts of a training's memory
+    "base": "blue",
+    "adapter": "green",
+    "gradients": "yellow",
+    "optimizer": "magenta",
+    "activations": "red",
+    "libraries": "white",
+    "data": "cyan",
+}
 
 
 class Console:

@@ -136,7 +136,12 @@ def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
     scratch.mkdir(parents=True, exist_ok=True)
     context = StepContext(items=project.items, scratch=scratch, previous=project.root / step.folder, emit=emit)
     module = importlib.import_module(f"sdbuild.steps.{step.kind}")
-    items: Items = module.run(step.spec, _inputs(project, step), out, context)
+    inputs = _inputs(project, step)
+    if step.kind == "latents":  # encoding may take long, and be for nothing
+        training = read_step(project, f"{step.recipe}:train")
+        fit = importlib.import_module("sdbuild.steps.fit")
+        fit.check_before(training.spec, inputs.base, inputs.images, context.warn)
+    items: Items = module.run(step.spec, inputs, out, context)
     return items
 
 

@@ -72,7 +72,8 @@ class NewTokens:
             module.set_input_embeddings(rows := Rows(embedding, first, start))
             _pool_at_the_end(module, tokenizer)
             self.rows[component] = rows
-            self._lengths[component] = float(table.norm(dim=-1).mean())
+            # Where only sizes are asked for, tables have no values.
+            self._lengths[component] = 0.0 if table.is_meta else float(table.norm(dim=-1).mean())
 
     def parameters(self) -> list[tuple[str, Parameter]]:
         """Return the vectors of all tokens [n, D] by encoder."""

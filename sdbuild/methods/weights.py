@@ -160,4 +160,8 @@ def _named(modules: Mapping[Component, nn.Module], patterns: Sequence[str] | Non
 
 
 def _copied(named: Named) -> dict[str, Tensor]:
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in named.items()}
+    # Those without values, of which only the size is asked, stay where they are.
+    return {
+        name: parameter.detach().to("meta" if parameter.is_meta else "cpu", copy=True)
+        for name, parameter in named.items()
+    }

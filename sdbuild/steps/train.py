@@ -22,8 +22,9 @@ from sdbuild.methods.contract import Adapter, Staged
 from sdbuild.recipe.libraries import tracker_missing
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
-from sdbuild.steps import results
+from sdbuild.steps import fit, results
 from sdbuild.steps.contract import Context, Inputs, Items
+from sdbuild.steps.largest import largest_of
 from sdbuild.steps.model import Model, assemble
 from sdbuild.steps.results import Data
 from sdbuild.training import metadata, optimizers, timesteps
@@ -33,6 +34,7 @@ from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Stored
 from sdbuild.training.inputs import data_digest, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
+from sdbuild.training.machine import given_back
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
@@ -83,12 +85,13 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     _warn_of_small_buckets(sampler.counts, settings, family.vae_factor, context.warn)
     if precision.crawls(device):
         context.warn(f"this processor computes {precision.compute} 10 to 100 times as slowly as float32")
+    fit.check(spec, inputs.base, largest_of(sampler.counts, spec["train"]), device, context.warn)
     schedule = family.noise_schedule()
     objective, measured = _objectives(settings, schedule, device)
     if objective.prediction != schedule.prediction_type:
         learned, own = (NAMES[kind] for kind in (objective.prediction, schedule.prediction_type))
         context.warn(f"the base predicts {own} and learns to predict {learned}; samplers must be set to {learned}")
-    with memory_told(spec), _reproducible(device):
+    with memory_told(spec), _reproducible(device), given_back(device, spec["train"]):
         model = assemble(
             family,
             method,

@@ -15,38 +15,47 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-HALF = ("linear", "conv2d", "scaled_dot_product_attention")
+HALF = {
+    F: ("linear", "conv1d", "conv2d", "conv3d", "scaled_dot_product_attention"),
+    torch: ("matmul", "bmm", "baddbmm", "einsum"),
+}
 """Functions that autocast runs in the lower type; of those that networks call, the ones that matter."""
-FULL = ("layer_norm", "group_norm", "rms_norm", "softmax")
+FULL = {F: ("layer_norm", "group_norm", "softmax")}
 """Functions that autocast runs in float32 on GPUs."""
+
+MAPPED = 32 << 20
+"""Bytes from which glibc gives back every block as soon as it is free (DEFAULT_MMAP_THRESHOLD_MAX)."""
+
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traced:
-    """What a step took, in bytes."""
+    """What a step took at the moment when it took most, in bytes."""
 
-    peak: int
-    """Most that was alive at one moment, gradients included."""
-    gradients: int
-    """Of the parameters, at that moment."""
-    largest: int
-    """Largest single tensor."""
+    tensors: int = 0
+    """All tensors but gradients and those that were there before."""
+    gradients: int = 0
+    """Gradients of the parameters."""
+    kernels: int = 0
+    """What the operation of this moment took for itself."""
+    small: int = 0
+    """Of tensors and gradients, those below `MAPPED`."""
 
 
-def trace(step: Callable[[], None], held: Iterable[Tensor], parameters: Iterable[Parameter]) -> Traced:
+def trace(step: Callable[[], None], live: Live, trained: Iterable[Tensor]) -> Traced:
     """Run a step and watch memory.
 
     Args:
         step: forward and backward pass, on tensors of the device `meta`.
-        held: tensors that are there before; views of them take nothing.
-        parameters: whose gradients are counted.
+        live: watches; what it knows is there before.
+        trained: parameters whose gradients are told apart.
     """
-    live = Live(held)
-    watched: list[Any] = list(parameters)
+    live.restart()
+    watched: list[Any] = list(trained)
     hooks = [parameter.register_post_accumulate_grad_hook(live.arrived) for parameter in watched]
     try:
         with live:
@@ -54,18 +63,32 @@ def trace(step: Callable[[], None], held: Iterable[Tensor], parameters: Iterable
     finally:
         for hook in hooks:
             hook.remove()
-    return Traced(peak=live.peak, gradients=live.gradients_at_peak, largest=live.largest)
+    return live.most
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages of all tensors that operations return, until they are freed."""
 
-    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+    unfolds = False
+    """Whether convolutions in half formats write out all patches of their input (im2col), as they do on processors
+    without instructions for these formats."""
+
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = self.peak = self.largest = 0
-        self.gradients = self.gradients_at_peak = 0
-        self._held = [tensor.untyped_storage() for tensor in held]
-        self._sizes: dict[int, int] = {storage._cdata: 0 for storage in self._held}
+        self._sizes: dict[int, int] = {}
+        self.restart()
+
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that others have made."""
+        for tensor in tensors:
+            self._note(tensor.untyped_storage())
+
+    def restart(self) -> None:
+        """Begin again; tensors that are known by now count as nothing."""
+        self.alive = self._gradients = self._small = 0
+        self.most = Traced()
+        self._sizes = dict.fromkeys(self._sizes, 0)
+        self._arrived: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note what it made."""
@@ -73,54 +96,77 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in tree_iter(made):
             if isinstance(each, Tensor):
                 self._note(each.untyped_storage())
+        self._look(self._kernel(func, args))
         return made
 
     def arrived(self, parameter: Tensor) -> None:
-        """Count a gradient as one."""
-        if parameter.grad is not None:
-            self.gradients += parameter.grad.untyped_storage().nbytes()
+        """Tell a gradient from other tensors."""
+        if parameter.grad is not None and id(parameter) not in self._arrived:
+            self._arrived.add(id(parameter))
+            self._gradients += parameter.grad.untyped_storage().nbytes()
 
     def _note(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._sizes:
-            return
-        size = storage.nbytes()
-        self._sizes[key] = size
-        weakref.finalize(storage, self._free, key)
-        self.bytes += size
-        self.largest = max(self.largest, size)
-        if self.bytes > self.peak:
-            self.peak, self.gradients_at_peak = self.bytes, self.gradients
+        if key not in self._sizes:
+            self._sizes[key] = size = storage.nbytes()
+            self.alive += size
+            self._small += size if size < MAPPED else 0
+            weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
-        self.bytes -= self._sizes.pop(key, 0)
+        size = self._sizes.pop(key, 0)
+        self.alive -= size
+        self._small -= size if size < MAPPED else 0
+
+    def _look(self, kernel: int) -> None:
+        if self.alive + kernel > self.most.tensors + self.most.gradients + self.most.kernels:
+            tensors = self.alive - self._gradients
+            self.most = Traced(tensors=tensors, gradients=self._gradients, kernels=kernel, small=self._small)
+
+    def _kernel(self, func: Any, args: Any) -> int:
+        """Bytes that an operation takes for itself."""
+        if not self.unfolds or func not in _CONVOLUTIONS:
+            return 0
+        backward = func is _CONVOLUTIONS[1]
+        seen, weight = args[1:3] if backward else args[:2]
+        if seen.dtype == torch.float32:
+            return 0
+        places = weight[0, 0].numel()
+        return int(seen.untyped_storage().nbytes()) * int(places)
 
 
 @contextmanager
-def as_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def elsewhere(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Within it, operations on the device `meta` take types and memory as on another one, under autocast to `dtype`.
 
-    There is no autocast on `meta`, and its attention is the plain one, which keeps all scores.
+    There is no autocast on `meta`, and its attention is the plain one, which keeps all scores. The functions are
+    exchanged where networks look them up, since torch's own modes are left in backward passes, where gradient
+    checkpointing computes again.
     """
-    changed: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": F.scaled_dot_product_attention}
+    types: dict[tuple[Any, str], torch.dtype] = {}
     if dtype != torch.float32:
-        changed = {name: _cast(getattr(F, name), dtype) for name in HALF}
+        types = {(owner, name): dtype for owner, names in HALF.items() for name in names}
         if device.type == "cuda":
-            changed |= {name: _cast(getattr(F, name), torch.float32) for name in FULL}
-    changed["scaled_dot_product_attention"] = _frugal(changed["scaled_dot_product_attention"], dtype)
-    before = {name: getattr(F, name) for name in changed}
+            types |= {(owner, name): torch.float32 for owner, names in FULL.items() for name in names}
+    before = {place: getattr(*place) for place in (*types, _ATTENTION)}
     try:
-        vars(F).update(changed)
+        for (owner, name), function in before.items():
+            if (owner, name) == _ATTENTION:
+                function = _frugal(function)
+            setattr(owner, name, _cast(function, types[owner, name]) if types else function)
         yield
     finally:
-        vars(F).update(before)
+        for (owner, name), function in before.items():
+            setattr(owner, name, function)
+
+
+_ATTENTION = (F, "scaled_dot_product_attention")
 
 
 def _cast(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
     def cast(*args: Any, **kwargs: Any) -> Any:
-        if not any(isinstance(each, Tensor) and each.is_meta for each in args):
-            return function(*args, **kwargs)
-        args, kwargs = tree_map_only(Tensor, lambda tensor: _to(tensor, dtype), (args, kwargs))
+        if any(isinstance(each, Tensor) and each.is_meta for each in args):
+            args, kwargs = tree_map_only(Tensor, lambda tensor: _to(tensor, dtype), (args, kwargs))
         return function(*args, **kwargs)
 
     return cast
@@ -130,7 +176,7 @@ def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _frugal(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+def _frugal(function: Callable[..., Any]) -> Callable[..., Any]:
     """Attention that keeps one number a row of the scores, as all fused kernels do (Dao et al. 2022)."""
 
     def attention(
@@ -145,8 +191,6 @@ def _frugal(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., A
     ) -> Any:
         if not query.is_meta or others.get("enable_gqa"):
             return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
-        if dtype != torch.float32:
-            query, key, value = (_to(each, dtype) for each in (query, key, value))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
         )[0]

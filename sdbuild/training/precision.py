@@ -19,6 +19,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from sdbuild.errors import StepError
 from sdbuild.families.contract import DTYPES
+from sdbuild.training.outline import BYTES, Quantised
 
 Loaded = TypeVar("Loaded")
 
@@ -90,14 +91,17 @@ class Precision:
 
     def load(self, loader: Callable[[torch.dtype, str], Loaded], device: torch.device) -> Loaded:
         """Load networks where `settle` wants them: those to be quantised in the main memory."""
-        return loader(self.held, "cpu" if self.quantises else str(device))
+        return loader(self.held, "cpu" if self.quantises and device.type != "meta" else str(device))
 
     def settle(self, networks: Iterable[nn.Module], device: torch.device) -> None:
-        """Quantise what is to be, layer by layer, and move everything to the device."""
+        """Quantise what is to be, layer by layer, and move everything to the device; `meta` gets outlines."""
         for network in networks if self.quantises else ():
             for path, layer in quantisable(network):
-                held = QUANTISED[str(self.base)](layer, self.dtype)
-                held.bias = layer.bias
+                if device.type == "meta":
+                    held: nn.Linear = Quantised(layer, BYTES[str(self.base)](layer))
+                else:
+                    held = QUANTISED[str(self.base)](layer, self.dtype)
+                    held.bias = layer.bias
                 parent, _, name = path.rpartition(".")
                 setattr(network.get_submodule(parent), name, held.to(device).eval())
             network.to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from sdbuild.errors import StepError
@@ -27,31 +28,67 @@ def memory_told(spec: Mapping[str, Any]) -> Iterator[None]:
         if not lacks_memory(error):
             raise
         reason = textwrap.shorten(str(error), 160, placeholder=" …")
-        remedies = "\n".join(f"  {remedy}" for remedy in remedies_of(spec))
+        remedies = "\n".join(f"  {remedy.says}" for remedy in remedies_of(spec))
         said = f": {reason}" if reason else ""
         raise StepError(f"training ran out of memory{said}\nwhat helps, from the cheapest on:\n{remedies}") from error
 
 
-def remedies_of(spec: Mapping[str, Any]) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remedy:
+    """Settings with which a training takes less memory."""
+
+    changes: Mapping[str, Any]
+    """In a train step's spec, by dotted key; empty where another step's settings are meant."""
+    says: str
+    """The settings and what they cost, for people."""
+
+
+def remedies_of(spec: Mapping[str, Any]) -> Iterator[Remedy]:
     """Yield what takes less memory than a train step's spec: first what leaves the result alone, then what does not."""
     train, method = spec["train"], spec["method"]
     batch, times = train["batch"], train["accumulate"]
+
+    def remedy(says: str, **changes: Any) -> Remedy:
+        return Remedy(changes={key.replace("__", "."): value for key, value in changes.items()}, says=says)
+
     if not train.get("gradient_checkpointing"):
-        yield "train.gradient_checkpointing: true (the same result, a third more slowly)"
+        yield remedy(
+            "train.gradient_checkpointing: true (the same result, a third more slowly)",
+            train__gradient_checkpointing=True,
+        )
     if batch > 1:
         half = next(part for part in range(batch // 2, 0, -1) if batch % part == 0)
         more = times * batch // half
-        yield f"train.batch: {half} with train.accumulate: {more} (the same result in a little more time)"
+        yield remedy(
+            f"train.batch: {half} with train.accumulate: {more} (the same result in a little more time)",
+            train__batch=half,
+            train__accumulate=more,
+        )
     if train["precision"] == "float32":
-        yield "train.precision: bfloat16 (half of the base's memory, and nearly the same result)"
+        yield remedy(
+            "train.precision: bfloat16 (half of the base's memory, and nearly the same result)",
+            train__precision="bfloat16",
+        )
     if train.get("base_precision") not in ("int8", "nf4"):
-        yield "train.base_precision: nf4 (a quarter of the base's memory at best, and about the same result)"
+        yield remedy(
+            "train.base_precision: nf4 (a quarter of the base's memory at best, and about the same result)",
+            train__base_precision="nf4",
+        )
     if method.get("text_encoder"):
-        yield "method.text_encoder: false (its outputs are then computed once, before the training)"
+        yield remedy(
+            "method.text_encoder: false (its outputs are then computed once, before the training)",
+            method__text_encoder=False,
+        )
     if train["optimizer"] == "adamw":
-        yield "train.optimizer: adamw-8bit (a quarter of the optimizer's memory, which matters where the rank is high)"
+        yield remedy(
+            "train.optimizer: adamw-8bit (a quarter of the optimizer's memory, which matters where the rank is high)",
+            train__optimizer="adamw-8bit",
+        )
     if train["ema"] is not None:
-        yield "train.ema: null (one copy of the adapter less)"
-    yield "images.resolution: a smaller one (less detail; latents are made again)"
+        yield remedy("train.ema: null (one copy of the adapter less)", train__ema=None)
+    yield remedy("images.resolution: a smaller one (less detail; latents are made again)")
     if method.get("rank", 1) > 1 or method.get("targets") != "attention":
-        yield "method.targets: attention, or a smaller method.rank (an adapter that can learn less)"
+        yield remedy(
+            "method.targets: attention, or a smaller method.rank (an adapter that can learn less)",
+            method__targets="attention",
+        )

@@ -37,6 +37,12 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def file_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Return the bytes that `write_tensors` would write; the tensors may be without data."""
+    data = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return len(_header(tensors, metadata)) + data
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file to a temporary name beside `path`, flush it to the disk, and rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

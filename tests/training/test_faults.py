@@ -129,4 +129,4 @@ def test_remedies_that_are_taken_are_not_named_again() -> None:
     method = {"rank": 1, "targets": "attention"}
     memory = {"gradient_checkpointing": True, "base_precision": "nf4"}
     spec = make_spec(method=method, batch=1, precision="bfloat16", optimizer="adamw-8bit", **memory)
-    assert [remedy.split(":")[0] for remedy in remedies_of(spec)] == ["images.resolution"]
+    assert [remedy.says.split(":")[0] for remedy in remedies_of(spec)] == ["images.resolution"]

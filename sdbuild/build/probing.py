@@ -1,0 +1,142 @@
+"""`sdbuild probe`: what a recipe will take, asked of processes of their own, so that each measures itself alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdbuild import families
+from sdbuild.build.project import Project
+from sdbuild.build.worker import QUIET, die_with_parent
+from sdbuild.console import Console
+from sdbuild.errors import DataError, InputError, SdbuildError, StepError, UsageError
+from sdbuild.families import sources
+from sdbuild.plan.compile import plan
+from sdbuild.plan.model import Base
+from sdbuild.recipe.load import choose, load_project
+from sdbuild.steps.contract import Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quiet:
+    """A step context that tells warnings and nothing else."""
+
+    items: Path
+    scratch: Path
+    previous: Path
+    console: Console
+
+    def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """Pictures are looked at quickly."""
+
+    def warn(self, message: str) -> None:
+        """`sdbuild check` and the build tell it."""
+
+
+def probe(project: Project, name: str, console: Console, *, predict: bool, device: str | None) -> dict[str, Any]:
+    """Predict what a recipe takes and, unless `predict` or where its base has no weights here, take real steps.
+
+    Raises:
+        UsageError: there is no such recipe, or the name stands for several variants.
+        SdbuildError: the recipe, its data or its base are wrong.
+    """
+    recipes = choose(load_project(project.root), [name])
+    if len(recipes) > 1:
+        several = ", ".join(recipe.name for recipe in recipes)
+        raise UsageError(f"{name} has {len(recipes)} variants ({several}); probe one of them")
+    recipe = recipes[0]
+    base = Base.of(recipe.resolved()["base"])
+    specs: dict[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
+    folder = sources.outline(base, project.root, console.say)
+    if wrong := sources.problems(base, folder):
+        raise DataError(replace(problem, file=f"recipes/{recipe.group}.yaml") for problem in wrong)
+    whole = sources.find(base, project.root) is not None and _has_weights(folder)
+    with tempfile.TemporaryDirectory(prefix="sdbuild-probe-") as temporary:
+        out = Path(temporary)
+        context = _Quiet(
+            items=project.items, scratch=out, previous=project.root / "build" / recipe.name, console=console
+        )
+        inputs = Inputs(project=project.root)
+        importlib.import_module("sdbuild.steps.images").run(specs["images"], inputs, out, context)
+        inputs = Inputs(project=project.root, images=out / "images.jsonl")
+        importlib.import_module("sdbuild.steps.captions").run(specs["captions"], inputs, out, context)
+        request = {
+            "steps": specs,
+            "base": str(folder),
+            "images": str(out / "images.jsonl"),
+            "captions": str(out / "captions.jsonl"),
+            "device": device,
+        }
+        found = _ask(project, recipe.name, {"what": "predict", **request})
+        found["weights"] = whole
+        if not predict and whole and found["device"]["here"] and not cannot_fit(found):
+            found["measured"] = _ask(project, recipe.name, {"what": "measure", **request})
+    return found
+
+
+def _has_weights(base: Path) -> bool:
+    try:
+        families.load(base)
+    except DataError:
+        return False
+    return True
+
+
+def cannot_fit(found: Mapping[str, Any]) -> bool:
+    """Whether a prediction exceeds what this machine has, even if it is too high by its margin."""
+    bound = found["bound"]
+    return bound is not None and (1 - found["margin"]) * found["settings"][0]["total"] > bound
+
+
+def _ask(project: Project, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    log = project.private / "logs" / name / "probe.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a" if request["what"] == "measure" else "w", encoding="utf-8") as noise:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdbuild", "prober"],
+            cwd=project.root,
+            env={**os.environ, **QUIET},
+            input=json.dumps(request),
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+    answer: dict[str, Any] = {}
+    if done.returncode == 0:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    if "problem" in answer:
+        raise (InputError if answer["input"] else StepError)(answer["problem"])
+    if not answer:
+        told = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+        remedy = "; it may have run out of memory" if done.returncode == -9 else ""
+        raise StepError(f"{name}: probing {told}{remedy}; see {log.relative_to(project.root)}")
+    return answer
+
+
+def answer() -> int:
+    """The life of such a process: a request on the standard input, an answer as the last line of the output."""
+    die_with_parent()
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    request = json.loads(sys.stdin.read())
+    try:
+        found = importlib.import_module("sdbuild.steps.probe").run(request)
+    except SdbuildError as error:
+        found = {"problem": str(error), "input": isinstance(error, InputError)}
+    except Exception:
+        traceback.print_exc()
+        return 1
+    channel.write(json.dumps(found) + "\n")
+    channel.close()
+    return 0

@@ -1,0 +1,148 @@
+"""Predictions for published models at full size, from their configurations alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdbuild.data.records import CaptionRecord, ImageRecord
+from sdbuild.methods import METHODS
+from sdbuild.plan.compile import plan
+from sdbuild.recipe.models import Recipe as RecipeModel
+from sdbuild.steps.prediction import Forecaster, changed, outline
+from sdbuild.steps.probe import Recipe, predict
+from tests.families.test_published import LORAS, SIZES
+from tests.published import write_outline
+from tests.tiny import make_pipeline
+
+SIDES = {"sd1": 512, "sdxl": 1024, "sd3-medium": 1024}
+DENOISERS = {"sd1": "unet", "sdxl": "unet", "sd3-medium": "transformer"}
+EVERYTHING = [
+    *("to_q", "to_k", "to_v", "to_out.0", "ff.net.*", "proj_in", "proj_out"),
+    *("time_emb_proj", "conv_shortcut", "time_embedding.*"),
+    *("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+]
+"""All linear layers and 1×1 convolutions of Stable Diffusion 1."""
+PUBLISHED = {8: 11, 16: 21, 32: 41, 64: 82, 128: 163}
+"""MiB of published adapters of Stable Diffusion 1.5 in float16, by rank."""
+
+
+def recipe_of(base: Path, side: int, **sections: Any) -> Recipe:
+    """A recipe on two pictures of one size."""
+    content = {
+        "name": "cat",
+        "base": {"model": "base"},
+        "datasets": [{"path": "cats"}],
+        "images": {"resolution": side},
+        "method": {"kind": "lora", "rank": 4, "alpha": 4, "targets": "attention"},
+        "sample": {"prompts": ["a cat"]},
+        **sections,
+    }
+    images = [
+        ImageRecord(
+            path=f"cats/{number}.png",
+            dataset=0,
+            digest=f"{number:064x}",
+            width=side,
+            height=side,
+            bucket=(side, side),
+            resize=(side, side),
+            crop=(0, 0),
+            split="train",
+        )
+        for number in range(2)
+    ]
+    captions = [
+        CaptionRecord(digest=image.digest, dataset=0, text="a cat", origin="sidecar", split="train") for image in images
+    ]
+    steps: dict[str, Any] = {step.kind: step.spec for step in plan(RecipeModel.model_validate(content))}
+    return Recipe(steps=steps, base=base, images=images, captions=captions)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_published_models_are_predicted_at_full_size(name: str, tmp_path: Path) -> None:
+    base, side = write_outline(tmp_path / "base", name), SIDES[name]
+    began = time.process_time()
+    found = predict(recipe_of(base, side, train={"batch": 1}), torch.device("cuda"))
+    assert time.process_time() - began < 120, "seconds, not minutes"
+    assert found["parameters"] == {"base": SIZES[name][DENOISERS[name]], "trained": LORAS[name]}
+    assert found["largest"] == {"width": side, "height": side, "records": 1}
+    rows = {row["name"]: row for row in found["settings"]}
+    own = rows["this recipe"]["memory"]
+    weights = 4 * SIZES[name][DENOISERS[name]]
+    assert own["base"] == pytest.approx(weights, rel=0.001)
+    assert own["adapter"] == 4 * LORAS[name]
+    assert own["optimizer"] == pytest.approx(8 * LORAS[name], rel=0.01)
+    assert own["activations"] > 0
+    assert rows["this recipe"]["total"] == sum(own.values())
+    half, packed = rows["precision: bfloat16"], rows["precision: bfloat16, base_precision: nf4"]
+    assert half["memory"]["base"] == pytest.approx(weights / 2, rel=0.001)
+    assert packed["memory"]["base"] < 0.8 * half["memory"]["base"]
+    assert half["memory"]["activations"] < own["activations"]
+    assert rows["gradient_checkpointing: true"]["memory"]["activations"] < own["activations"] / 2
+    assert rows["optimizer: adamw-8bit"]["memory"]["optimizer"] < own["optimizer"]
+    whole = rows["full fine-tune"]["memory"]
+    assert whole["base"] < 1e6
+    assert whole["adapter"] == pytest.approx(weights, rel=0.001)
+    assert whole["optimizer"] == pytest.approx(2 * weights, rel=0.01)
+    disk = {row["step"]: row for row in found["disk"]}
+    channels = 16 if name.startswith("sd3") else 4
+    assert disk["latents"]["out"] == pytest.approx(2 * 2 * 4 * channels * (side // 8) ** 2, rel=0.01)
+    assert disk["latents"]["count"] == 2
+    assert disk["text"]["count"] == 1
+    # Kohya's file and diffusers'.
+    assert disk["adapter"]["out"] == pytest.approx(2 * 4 * LORAS[name], rel=0.03)
+    assert disk["checkpoints"]["private"] == pytest.approx(2 * 3 * 4 * LORAS[name], rel=0.01)
+
+
+def test_adapters_are_as_large_as_published_ones(tmp_path: Path) -> None:
+    base = write_outline(tmp_path / "base", "sd1")
+    for rank, published in PUBLISHED.items():
+        method = {"kind": "lora", "rank": rank, "targets": EVERYTHING, "text_encoder": True}
+        recipe = recipe_of(base, 512, method=method)
+        made = outline(recipe.train, base)
+        trained = sum(parameter.numel() for _, parameter in made.trained)
+        assert 2 * trained / 2**20 == pytest.approx(published, rel=0.1), rank
+
+
+def test_settings_change_what_they_should(tmp_path: Path) -> None:
+    recipe = recipe_of(write_outline(tmp_path / "base", "sd1"), 512, train={"batch": 4})
+    assert recipe.largest.records == 2, "there are no more pictures"
+    forecaster = Forecaster(recipe.base, recipe.largest, torch.device("cpu"))
+    plain = forecaster.memory(recipe.train)
+    averaged = forecaster.memory(changed(recipe.train, {"train.ema": {"decay": 0.9}}))
+    assert averaged.adapter == 2 * plain.adapter
+    assert averaged.activations == plain.activations
+    text = forecaster.memory(changed(recipe.train, {"method.text_encoder": True}))
+    assert text.base - plain.base == pytest.approx(4 * SIZES["sd1"]["text_encoder"], rel=0.01)
+    alone = forecaster.memory(changed(recipe.train, {"train.batch": 1}))
+    assert alone.activations == pytest.approx(plain.activations / 2, rel=0.1)
+    smaller = forecaster.resized(0.5).memory(recipe.train)
+    assert smaller.activations < plain.activations / 3
+
+
+TOKENS = {"tokens": [{"token": "<cat>", "vectors": 2}]}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2},
+    "full": {"text_encoder": True},
+    "partial": {"layers": ["conv_in"]},
+    "textual_inversion": TOKENS,
+    "pivotal": {**TOKENS, "lora": {"kind": "lora", "rank": 2}},
+    "hypernetwork": {},
+}
+
+
+def test_every_method_is_predicted(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    make_pipeline(base)
+    assert KINDS.keys() == METHODS.keys()
+    for kind, settings in KINDS.items():
+        recipe = recipe_of(base, 64, method={"kind": kind, **settings}, train={"steps": 10})
+        memory = Forecaster(base, recipe.largest, torch.device("cpu")).memory(recipe.train)
+        assert memory.adapter > 0, kind
+        assert memory.activations > 0, kind
+        assert memory.optimizer >= 2 * memory.adapter, kind
