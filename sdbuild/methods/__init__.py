@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, str] = {
     "lora": "sdbuild.methods.lora",
+    "loha": "sdbuild.methods.loha",
+    "lokr": "sdbuild.methods.lokr",
+    "glora": "sdbuild.methods.glora",
+    "oft": "sdbuild.methods.oft",
+    "ia3": "sdbuild.methods.ia3",
     "full": "sdbuild.methods.full",
     "partial": "sdbuild.methods.partial",
     "textual_inversion": "sdbuild.methods.textual_inversion",

@@ -14,15 +14,15 @@ class PipelineLora:
     """A LoRA that diffusers has loaded, perhaps beside others."""
 
     def __init__(self, pipeline: Any, name: str) -> None:
-        self._name = name
+        self.name = name
         self._layers = [layer for layer in _layers(pipeline) if name in layer.scaling]
 
     def set_strength(self, strength: float) -> None:
         """Scale it; at 0 it is skipped, which leaves the base exactly."""
         for layer in self._layers:
-            others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self._name]
-            layer.set_scale(self._name, strength)
-            active = [*others, self._name] if strength else others
+            others = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != self.name]
+            layer.set_scale(self.name, strength)
+            active = [*others, self.name] if strength else others
             layer.enable_adapters(bool(active))
             if active:
                 layer.set_adapter(active)

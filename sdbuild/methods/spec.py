@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from sdbuild.recipe.spec import Distinct, Spec, Text
 
@@ -18,7 +20,7 @@ def _targets_form(value: Any) -> str:
 
 
 Targets = Annotated[
-    Annotated[Literal["default", "attention", "all-linear"], Tag("preset")]
+    Annotated[Literal["default", "attention", "all-linear", "ia3"], Tag("preset")]
     | Annotated[Distinct[Text], Tag("patterns")],
     Discriminator(_targets_form),
 ]
@@ -74,3 +76,77 @@ class WeightsSpec(MethodSpec):
     def trains_base(self) -> bool:
         """They are what is trained."""
         return True
+
+
+class Layered(MethodSpec):
+    """A method that changes layers of the base one by one."""
+
+    targets: Targets = "default"
+    """Modules that adapt: `default` (transformer blocks), `attention`, `all-linear`, `ia3`, or a list of patterns."""
+    text_encoder: bool = False
+    """Whether the text encoder adapts too; its outputs are then computed in every step, not once."""
+    module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance of each module to be left as in the base in a training step."""
+
+    @property
+    def sides(self) -> frozenset[Side]:
+        """The denoiser, and the text encoders where that is set."""
+        return frozenset({"denoiser", "text"} if self.text_encoder else {"denoiser"})
+
+
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Rank of a module's factors, and the number that their product is scaled by when it is divided by the rank."""
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return self.alpha / self.rank
+
+
+class Part(Spec):
+    """Modules with a rank or an alpha of their own."""
+
+    modules: Text
+    """Pattern of modules, such as `attn2.*`; it sees the network's name before them, as in `text_encoder*`."""
+    rank: Rank | None = None
+    """Their rank; null for that of the method."""
+    alpha: Alpha | None = None
+    """Their alpha; null keeps the method's scale, whatever the rank."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """One of the two is there."""
+        if self.rank is None and self.alpha is None:
+            yield "modules", "has neither rank nor alpha of its own; add one"
+
+
+class Ranked(Layered):
+    """A method whose changes are products of factors of some rank."""
+
+    rank: Rank = 16
+    """Rank of the factors; size and capacity of the adapter grow with it."""
+    alpha: Alpha = Field(default_factory=lambda data: float(data.get("rank", 1)))
+    """Scale: the product is multiplied by alpha / rank. The default is the rank, which is a scale of 1."""
+    parts: Annotated[tuple[Part, ...], Field(strict=False)] = ()
+    """Modules with another rank or alpha; of several that fit a module the last counts."""
+    rank_stabilised: bool = False
+    """Whether the scale is alpha / √rank, with which higher ranks learn as fast (rsLoRA, Kalajdzievski, 2023)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that is set to zero in each training step."""
+
+    def size(self, rank: int | None = None, alpha: float | None = None) -> Size:
+        """Size of a module, with a rank and an alpha of its own or without; alpha as files have it."""
+        own = self.rank if rank is None else rank
+        if alpha is None:
+            return Size(rank=own, alpha=self._filed(self.alpha, self.rank) * (own / self.rank))
+        return Size(rank=own, alpha=self._filed(alpha, own))
+
+    def _filed(self, alpha: float, rank: int) -> float:
+        return alpha * sqrt(rank) if self.rank_stabilised else alpha

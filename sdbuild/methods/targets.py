@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -16,6 +17,9 @@ ATTENTION = frozenset({"attn", "attn1", "attn2", "self_attn"})
 BLOCKS = frozenset({"attentions", "transformer_blocks"})
 """Names of what holds transformer blocks, in UNets and in transformers."""
 TEXT_MLP = frozenset({"fc1", "fc2"})
+KEYS_AND_VALUES = frozenset({"to_k", "to_v", "add_k_proj", "add_v_proj", "k_proj", "v_proj"})
+SECOND = ("net.2", "fc2")
+"""How the paths of second layers of feed-forward networks end."""
 
 
 def is_attention(path: str, module: nn.Module) -> bool:
@@ -38,10 +42,21 @@ def is_linear(path: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
+def is_second(path: str) -> bool:
+    """The second layer of a feed-forward network."""
+    return path.endswith(SECOND)
+
+
+def is_scaled(path: str, module: nn.Module) -> bool:
+    """What (IA)³ scales: keys, values, and inside of feed-forward networks (Liu et al. 2022, section 3.3)."""
+    return isinstance(module, nn.Linear) and (path.rpartition(".")[2] in KEYS_AND_VALUES or is_second(path))
+
+
 PRESETS: Mapping[str, Callable[[str, nn.Module], bool]] = {
     "default": is_transformer,
     "attention": is_attention,
     "all-linear": is_linear,
+    "ia3": is_scaled,
 }
 """By the recipe's `method.targets`."""
 
@@ -54,12 +69,7 @@ def select(modules: Mapping[Component, nn.Module], targets: str | Sequence[str])
     Raises:
         RecipeError: a pattern, or a preset, matches no linear layer and no convolution.
     """
-    adaptable = {
-        component: {
-            path: module for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-        }
-        for component, network in modules.items()
-    }
+    adaptable = {component: dict(_adaptable(network)) for component, network in modules.items()}
     if isinstance(targets, str):
         matches = PRESETS[targets]
         chosen = {
@@ -116,6 +126,52 @@ def _ancestors(parameter: str) -> list[str]:
     """Paths of the module that has a parameter, and of those around it."""
     parts = parameter.split(".")[:-1]
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def innermost(module: nn.Module) -> nn.Module:
+    """The layer of the base below what adapters have wrapped around it."""
+    found: Any = module
+    while hasattr(found, "base_layer"):
+        found = found.base_layer
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def _adaptable(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers and convolutions of a base, in order; those that are adapted already count once."""
+    layer = innermost(module)
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        yield path, layer
+    elif layer is module:
+        for name, child in module.named_children():
+            yield from _adaptable(child, f"{path}.{name}" if path else name)
+
+
+Value = TypeVar("Value")
+
+
+def by_pattern(
+    chosen: Mapping[Component, Sequence[str]], values: Sequence[tuple[str, Value]], field: str
+) -> dict[tuple[Component, str], Value]:
+    """Return the value of each module that a pattern fits; of several patterns the last counts.
+
+    Patterns see the component too: ``text_encoder*`` fits all text encoders, ``unet.*attn2.to_k`` some of the UNet.
+
+    Raises:
+        RecipeError: a pattern fits none of the chosen modules; `field` is the recipe's.
+    """
+    names = [(component, path) for component, paths in chosen.items() for path in paths]
+    found: dict[tuple[Component, str], Value] = {}
+    problems = []
+    for pattern, value in values:
+        fits = [name for name in names if matches_pattern(".".join(name), pattern)]
+        found |= dict.fromkeys(fits, value)
+        if not fits:
+            message = _unmatched(pattern, [".".join(name) for name in names], "adapted layer")
+            problems.append(Problem(field=field, message=message))
+    if problems:
+        raise RecipeError(problems)
+    return found
 
 
 def matches_pattern(path: str, pattern: str) -> bool:

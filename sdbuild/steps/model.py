@@ -15,7 +15,7 @@ from sdbuild.errors import DataError, Problem
 from sdbuild.families.contract import Component, Denoiser, Family, TextEncoder
 from sdbuild.methods.contract import Adapter, Networks, Strength
 from sdbuild.methods.pipeline import load_lora
-from sdbuild.methods.spec import MethodSpec
+from sdbuild.methods.spec import Layered, MethodSpec
 from sdbuild.training.precision import Precision, checkpoint_gradients
 
 
@@ -81,8 +81,7 @@ def apply(pipeline: Any, family: Family, own: Trained, others: Sequence[Other] =
         DataError: a file holds no LoRA for this base.
     """
     every = [Other(strength=1.0, trained=own), *others]
-    # LoRAs last: they wrap what others have changed, while others look for layers by their names.
-    order = sorted(range(len(every)), key=lambda place: _is_lora(every[place]))
+    order = sorted(range(len(every)), key=lambda place: _turn(every[place]))
     found: dict[int, Strength] = {}
     for place in order:
         other = every[place]
@@ -94,8 +93,11 @@ def apply(pipeline: Any, family: Family, own: Trained, others: Sequence[Other] =
     return found[0]
 
 
-def _is_lora(adapter: Other) -> bool:
-    return adapter.trained is None or adapter.trained.method.kind == "lora"
+def _turn(adapter: Other) -> int:
+    """When to add it: first what looks for layers by their names, then LoRAs, which wrap the base's, then their kin."""
+    if adapter.trained is None or adapter.trained.method.kind == "lora":
+        return 1
+    return 2 if isinstance(adapter.trained.method, Layered) else 0
 
 
 def _apply(pipeline: Any, family: Family, trained: Trained) -> Strength:

@@ -1,116 +1,94 @@
-"""What every method must do, on a tiny UNet and text encoder; one row a method and setting."""
+"""What every method must do, on tiny bases of the families; a row a method and setting, a test a cell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from sdbuild import families, methods
-from sdbuild.families.contract import Denoiser, Family, TextEncoder
-from sdbuild.methods.contract import Adapter
-from tests.adapters import inject
-from tests.methods import test_weights as weights
+from sdbuild import methods
+from sdbuild.errors import StepError
+from sdbuild.families.contract import Family
+from sdbuild.recipe.methods import SPECS
+from sdbuild.training.precision import Precision
+from sdbuild.training.state import TrainingState
+from sdbuild.training.tensorfile import write_tensors
+from tests.methods.bench import ROWS, Bench, Drawn, base
+from tests.methods.test_weights import ROWS as WEIGHTS
 from tests.methods.test_words import ROWS as WORDS
-from tests.tiny import make_pipeline
 
-LORA: dict[str, Any] = {
-    "kind": "lora",
-    "rank": 4,
-    "alpha": 2.0,
-    "targets": "default",
-    "text_encoder": False,
-    "dropout": 0.0,
-}
-ROWS: dict[str, dict[str, Any]] = {
-    "lora": LORA,
-    "lora attention": LORA | {"targets": "attention", "alpha": 4.0},
-    "lora all-linear": LORA | {"targets": "all-linear", "alpha": 1.0},
-    "lora convolutions": LORA | {"targets": ["conv1", "conv2", "to_q"], "alpha": 3.0},
-    "lora text": LORA | {"text_encoder": True},
-    "lora text attention": LORA | {"text_encoder": True, "targets": ("to_k", "v_proj", "out_proj")},
-}
+HALF = Precision(compute="bfloat16")
+NF4 = Precision(compute="bfloat16", base="nf4")
+ONE_FAMILY = {"test_bases_in_other_formats"}
+"""Cells that do not depend on the family."""
 
 
-class Bench:
-    """A base with an adapter, and fixed inputs to look at it with."""
-
-    def __init__(self, family: Family, spec: Mapping[str, Any], seed: int = 0) -> None:
-        self.family = family
-        self.denoiser: Denoiser = family.load_denoiser()
-        self.text: TextEncoder = family.load_text()
-        self.modules: dict[Any, torch.nn.Module] = {"unet": self.denoiser.module}
-        if spec.get("text_encoder"):
-            self.modules |= self.text.modules
-        self.before = self.predict()
-        self.weights = {
-            component: {name: tensor.clone() for name, tensor in module.state_dict().items()}
-            for component, module in self.modules.items()
-        }
-        self.adapter: Adapter = inject(self.modules, spec, text=self.text, seed=seed)
-
-    def loss(self) -> Tensor:
-        return (self._predict() - 0.5).square().mean()
-
-    def train(self, steps: int = 5) -> list[float]:
-        optimizer = torch.optim.AdamW([parameter for _, parameter in self.adapter.parameters()], lr=1e-2)
-        losses = []
-        for _ in range(steps):
-            loss = self.loss()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        return losses
-
-    @torch.no_grad()
-    def predict(self) -> Tensor:
-        return self._predict()
-
-    def _predict(self) -> Tensor:
-        chance = torch.Generator().manual_seed(0)
-        noisy = torch.randn(2, 4, 8, 8, generator=chance)
-        pair = [self.text.tokenize(text) for text in ("a cat", "")]
-        tokens = {name: torch.stack([each[name] for each in pair]) for name in pair[0]}
-        return self.denoiser.predict(noisy, torch.tensor([3, 700]), self.text.condition(tokens))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a cell all families of all rows but those that are exempt."""
+    if "bench" in metafunc.fixturenames:
+        cell = metafunc.function.__name__
+        once = cell in ONE_FAMILY
+        found = [
+            pytest.param((family, name), id=f"{name}-{family}")
+            for name, row in ROWS.items()
+            for family in row.families[: 1 if once else None]
+            if cell not in row.exempt
+        ]
+        metafunc.parametrize("place", found)
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return families.load(make_pipeline(tmp_path_factory.mktemp("base")))
-
-
-@pytest.fixture(params=ROWS)
-def spec(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return ROWS[request.param]
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
 
 
 @pytest.fixture
-def bench(family: Family, spec: dict[str, Any]) -> Bench:
-    return Bench(family, spec)
+def family(place: tuple[str, str], root: Path) -> Family:
+    return base(place[0], root)
 
 
-def test_every_kind_of_the_recipe_has_a_module() -> None:
-    others = {spec["kind"] for spec in (*weights.ROWS.values(), *WORDS.values())}
-    assert set(methods.METHODS) == {spec["kind"] for spec in ROWS.values()} | others
+@pytest.fixture
+def bench(family: Any, place: tuple[str, str]) -> Bench:
+    """Of the row, trained; cells leave it as it is."""
+    return Bench.trained(family, place[1])
+
+
+def saved(bench: Bench, folder: Path) -> Path:
+    """Write the files of an adapter, as the train step does."""
+    for name, tensors in bench.adapter.export(bench.family.key_map, "tiny").items():
+        write_tensors(folder / name, tensors, bench.adapter.summary())
+    return folder
+
+
+def between(part: Tensor, base: Tensor, full: Tensor) -> bool:
+    whole = (full - base).norm()
+    return bool(0 < (part - base).norm() < whole and 0 < (part - full).norm() < whole)
+
+
+def test_every_kind_of_the_recipe_has_a_row() -> None:
+    others = {row["kind"] for row in (*WEIGHTS.values(), *WORDS.values())}
+    assert set(methods.METHODS) == {row.method["kind"] for row in ROWS.values()} | others
+    cells = {name for name in globals() if name.startswith("test_")}
+    assert all(set(row.exempt) <= cells for row in ROWS.values())
 
 
 def test_starts_as_identity(bench: Bench) -> None:
-    assert torch.equal(bench.predict(), bench.before)
+    assert torch.equal(bench.started, bench.before)
 
 
 def test_loss_falls_and_only_own_parameters_change(bench: Bench) -> None:
     own = {id(parameter) for _, parameter in bench.adapter.parameters()}
-    trainable = [p for module in bench.modules.values() for p in module.parameters() if p.requires_grad]
+    trainable = [p for module in bench.model.values() for p in module.parameters() if p.requires_grad]
     assert {id(parameter) for parameter in trainable} == own
-    losses = bench.train()
-    assert losses[-1] < losses[0]
-    for component, module in bench.modules.items():
+    assert bench.losses[-1] < bench.losses[0]
+    assert not torch.equal(bench.full, bench.before)
+    for component, module in bench.model.items():
         now = {name.replace(".base_layer", ""): tensor for name, tensor in module.state_dict().items()}
         assert all(torch.equal(now[name], tensor) for name, tensor in bench.weights[component].items())
 
@@ -119,24 +97,8 @@ def test_names_are_sorted_and_weights_are_float32(bench: Bench) -> None:
     names = [name for name, _ in bench.adapter.parameters()]
     assert names == sorted(names)
     assert list(bench.adapter.state()) == names
+    assert all(name.partition(".")[0] in bench.modules for name in names)
     assert all(tensor.dtype == torch.float32 for tensor in bench.adapter.state().values())
-
-
-def test_the_start_depends_on_the_seed_alone(family: Family, spec: dict[str, Any]) -> None:
-    first = Bench(family, spec).adapter.state()
-    torch.rand(3)
-    before = torch.random.get_rng_state()
-    again, other = Bench(family, spec).adapter.state(), Bench(family, spec, seed=1).adapter.state()
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_saved_and_loaded_predicts_the_same(bench: Bench, spec: dict[str, Any]) -> None:
-    bench.train()
-    other = Bench(bench.family, spec, seed=1)
-    other.adapter.load_state({name: tensor.clone() for name, tensor in bench.adapter.state().items()})
-    assert torch.equal(other.predict(), bench.predict())
 
 
 def test_another_adapters_weights_are_refused(bench: Bench) -> None:
@@ -145,77 +107,122 @@ def test_another_adapters_weights_are_refused(bench: Bench) -> None:
         bench.adapter.load_state(dict(list(state.items())[1:]))
     name = next(iter(state))
     with pytest.raises(ValueError, match="has shape"):
-        bench.adapter.load_state({**state, name: torch.zeros(1)})
+        bench.adapter.load_state({**state, name: torch.zeros(1, 1, 1)})
 
 
 def test_disabled_and_strength_zero_are_the_base(bench: Bench) -> None:
-    bench.train()
-    full = bench.predict()
-    assert not torch.equal(full, bench.before)
     with bench.adapter.disabled():
         assert torch.equal(bench.predict(), bench.before)
-    assert torch.equal(bench.predict(), full)
+    assert torch.equal(bench.predict(), bench.full)
     assert all(parameter.requires_grad for _, parameter in bench.adapter.parameters())
     bench.adapter.set_strength(0)
     assert torch.equal(bench.predict(), bench.before)
-
-
-def test_half_strength_lies_between(bench: Bench) -> None:
-    bench.train()
-    full = bench.predict()
     bench.adapter.set_strength(0.5)
-    half = bench.predict()
-    whole = (full - bench.before).norm()
-    assert 0 < (half - bench.before).norm() < whole
-    assert 0 < (half - full).norm() < whole
+    assert between(bench.predict(), bench.before, bench.full)
     bench.adapter.set_strength(1)
-    assert torch.equal(bench.predict(), full)
+    assert torch.equal(bench.predict(), bench.full)
+
+
+def loaded(bench: Bench) -> Bench:
+    """Another with the same weights, as after a load."""
+    other = Bench(bench.family, bench.section, seed=1)
+    if bench.section["kind"] not in ("oft", "ia3"):
+        assert any(not torch.equal(other.start[name], tensor) for name, tensor in bench.start.items())
+    other.adapter.load_state({name: tensor.clone() for name, tensor in bench.adapter.state().items()})
+    return other
+
+
+def test_saved_and_loaded_predicts_the_same(bench: Bench) -> None:
+    assert torch.equal(loaded(bench).predict(), bench.full)
 
 
 def test_merged_equals_unmerged(bench: Bench) -> None:
-    bench.train()
-    unmerged = bench.predict()
-    bench.adapter.merge()
-    assert torch.allclose(bench.predict(), unmerged, atol=1e-5)
+    other = loaded(bench)
+    other.adapter.set_strength(0.5)
+    unmerged = other.predict()
+    other.adapter.merge()
+    assert torch.allclose(other.predict(), unmerged, atol=1e-5)
+    assert not torch.allclose(unmerged, bench.before, atol=1e-5)
 
 
-def test_dropout_only_while_training(family: Family, spec: dict[str, Any]) -> None:
-    bench = Bench(family, spec | {"dropout": 0.5})
-    bench.adapter.train(False)
-    bench.train()
+def test_goes_on_after_a_kill_to_the_same_bytes(bench: Bench) -> None:
+    chance = {"dropout": 0.3} if "dropout" in type(bench.method).model_fields else {}
+    torch.rand(3)
+    before = torch.random.get_rng_state()
+
+    def begun(seed: int) -> tuple[Bench, TrainingState]:
+        bench_ = Bench(bench.family, {**bench.section, **chance}, seed=seed)
+        bench_.adapter.train(True)
+        optimizer = torch.optim.AdamW([parameter for _, parameter in bench_.adapter.parameters()], lr=1e-2)
+        return bench_, TrainingState(adapter=bench_.adapter, optimizer=optimizer)
+
+    def go(bench: Bench, state: TrainingState, until: int) -> None:
+        while state.step < until:
+            torch.manual_seed(state.step)
+            state.optimizer.zero_grad()
+            bench.loss().backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+            state.step += 1
+
+    straight, state = begun(0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(straight.start[name], tensor) for name, tensor in bench.start.items())
+    go(straight, state, 2)
+    snapshot = state.snapshot()
+    kept = replace(snapshot, tensors={name: tensor.clone() for name, tensor in snapshot.tensors.items()})
+    go(straight, state, 3)
+    resumed, other = begun(1)
+    other.restore(kept)
+    go(resumed, other, 3)
+    first, second = (each.adapter.export(bench.family.key_map, "tiny") for each in (straight, resumed))
+    for name, tensors in first.items():
+        assert save(whole(tensors)) == save(whole(second[name]))
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def test_a_pipeline_with_the_file_predicts_the_same(bench: Bench, tmp_path: Path) -> None:
+    drawn = Drawn(bench, saved(bench, tmp_path))
+    assert torch.allclose(drawn.predict(), bench.full, atol=1e-6)
+    drawn.adapter.set_strength(0)
+    assert torch.equal(drawn.predict(), bench.before)
+    drawn.adapter.set_strength(0.5)
+    assert between(drawn.predict(), bench.before, bench.full)
+    drawn.adapter.set_strength(1)
+    assert torch.allclose(drawn.predict(), bench.full, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [HALF, NF4], ids=["bfloat16", "nf4"])
+def test_bases_in_other_formats(bench: Bench, precision: Precision) -> None:
+    other = Bench(bench.family, bench.section, precision=precision)
+    assert torch.equal(other.started, other.before)
+    losses = other.train(3)
+    assert losses[-1] < losses[0]
+    assert all(tensor.dtype == torch.float32 for tensor in other.adapter.state().values())
+    with other.adapter.disabled():
+        assert torch.equal(other.predict(), other.before)
+    if precision is NF4:
+        with pytest.raises(StepError, match="cannot be merged"):
+            other.adapter.merge()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind, spec in {spec.model_fields["kind"].default: spec for spec in SPECS}.items()
+        if kind in ROWS
+        for name in ("dropout", "rank_dropout", "module_dropout")
+        if name in spec.model_fields
+    ],
+)
+def test_dropout_only_while_training(kind: str, name: str, root: Path) -> None:
+    bench = Bench(base("sd1", root), {**ROWS[kind].method, name: 0.5})
+    bench.train(3)
     assert torch.equal(bench.predict(), bench.predict())
     bench.adapter.train(True)
     assert not torch.equal(bench.predict(), bench.predict())
-
-
-def test_kohyas_file_and_diffusers_file_hold_the_same(bench: Bench, spec: dict[str, Any]) -> None:
-    bench.train()
-    files = bench.adapter.export(bench.family.key_map, "tiny")
-    assert list(files) == ["tiny.safetensors", "pytorch_lora_weights.safetensors"]
-    state, alphas = bench.family.key_map.from_kohya(files["tiny.safetensors"])
-    diffusers = files["pytorch_lora_weights.safetensors"]
-    assert state.keys() == diffusers.keys()
-    assert set(alphas.values()) == {spec["alpha"]}
-    for name, tensor in state.items():
-        scale = spec["alpha"] / spec["rank"] if "lora_B" in name else 1
-        assert torch.equal(tensor * scale, diffusers[name])
-
-
-@pytest.mark.parametrize("file", ["tiny.safetensors", "pytorch_lora_weights.safetensors"])
-def test_diffusers_reads_the_file_and_predicts_the_same(
-    bench: Bench, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    bench.train()
-    tensors = bench.adapter.export(bench.family.key_map, "tiny")[file]
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / file)
-    pipeline = bench.family.pipeline()
-    caplog.clear()
-    pipeline.load_lora_weights(tmp_path, weight_name=file, local_files_only=True)
-    words = ("unexpected keys", "missing keys", "No LoRA keys associated to UNet")
-    assert not [record for record in caplog.records if any(word in record.getMessage() for word in words)]
-    loaded = sum("lora_" in name for module in (pipeline.unet, pipeline.text_encoder) for name in module.state_dict())
-    assert loaded == len(bench.adapter.state())
-    expected = bench.predict()
-    bench.denoiser = type(bench.denoiser)(pipeline.unet)  # type: ignore[call-arg]
-    bench.text = bench.family.text_of(pipeline)
-    assert torch.allclose(bench.predict(), expected, atol=1e-6)
+    bench.adapter.train(False)
+    assert torch.equal(bench.predict(), bench.predict())

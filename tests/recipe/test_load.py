@@ -43,7 +43,7 @@ ONE_LINE = [
     (GOOD + "train:\n  steps: 3\n  stepz: 4\n", "5: train.stepz: unknown key (did you mean steps?)"),
     (GOOD + "train: {extends: a.yaml}\n", "3: train.extends: stands at the top of a recipe only"),
     (GOOD + "train:\n  <<: {steps: 1}\n", "4: train.<<: merge keys are not read; use extends"),
-    (GOOD + "method: {kind: lora, lora: 3}\n", "3: method.lora: unknown key; choose from kind, rank, alpha, targets"),
+    (GOOD + "method: {kind: lora, xyzzy: 3}\n", "3: method.xyzzy: unknown key; choose from kind, targets"),
     (GOOD + "name: dog\n", "3: name: a recipe is named by its file, 'cat' here; remove this key"),
     # wrong types
     (GOOD + "train: {steps: 2.5}\n", "3: train.steps: must be a whole number, is 2.5"),

@@ -53,6 +53,13 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "targets": "default",
             "text_encoder": False,
             "dropout": 0.0,
+            "rank_dropout": 0.0,
+            "module_dropout": 0.0,
+            "parts": [],
+            "rank_stabilised": False,
+            "dora": False,
+            "orthogonal": False,
+            "timestep_ranks": None,
         },
         "train": {
             "steps": 1000,

@@ -38,7 +38,13 @@ def test_every_part_is_closed_and_every_key_explained() -> None:
 def test_only_entries_of_lists_require_keys() -> None:
     required = {name: model["required"] for name, model in json_schema()["$defs"].items() if "required" in model}
     captioners = {name: ["model"] for name in ("Anthropic", "OpenAI", "Transformers")}
-    lists = {"Dataset": ["path"], "Template": ["text"], "FolderMask": ["folder"], "Token": ["token"]}
+    lists = {
+        "Part": ["modules"],
+        "Dataset": ["path"],
+        "Template": ["text"],
+        "FolderMask": ["folder"],
+        "Token": ["token"],
+    }
     assert required == {**lists, **captioners, "Prices": ["input", "output"]}
 
 

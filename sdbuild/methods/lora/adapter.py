@@ -1,59 +1,61 @@
 """LoRA, low-rank adaptation (Hu et al. 2021), through PEFT.
 
-Each target gains `alpha / rank · B A`: A [rank, in] starts random, B [out, rank] at zero.
+Each target gains `alpha / rank · B A`: A [rank, in] starts random, B [out, rank] at zero. With DoRA (Liu et al. 2024)
+the sum's rows are brought to lengths that are learned, one for each output.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sdbuild.data.sampler import derive
-from sdbuild.families.contract import Component, KeyMap
-from sdbuild.methods.contract import Adapter, Networks
+from sdbuild.errors import DataError, StepError
+from sdbuild.families.contract import KeyMap
+from sdbuild.methods.contract import Networks, Strength
+from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of
+from sdbuild.methods.layers import sizes
+from sdbuild.methods.lora.ranks import Gate, gates
 from sdbuild.methods.lora.spec import Lora
-from sdbuild.methods.pipeline import PipelineLora, load_lora
-from sdbuild.methods.state import take_over
+from sdbuild.methods.pipeline import load_lora
+from sdbuild.methods.spec import Size
 from sdbuild.methods.targets import select
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+FIRST, SECOND, LENGTHS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+"""Diffusers' names of the factors, and of DoRA's lengths."""
 
 
-class LoraAdapter:
+class LoraAdapter(LayeredAdapter[Any]):
     """LoRA layers in one or several networks."""
 
-    def __init__(self, layers: Mapping[tuple[Component, str], Any], *, rank: int, alpha: float, dropout: float) -> None:
-        self._layers = dict(sorted(layers.items()))
-        self.rank = rank
-        self.alpha = alpha
-        self.dropout = dropout
+    def __init__(
+        self, layers: Mapping[Place, Any], sizes: Mapping[Place, Size], spec: Lora, gates: list[Gate] | None = None
+    ) -> None:
+        super().__init__(layers, _summary(spec))
+        self._sizes = sizes
+        self._spec = spec
+        self._gates = gates or []
+        self._strength = 1.0
+        for layer in layers.values() if spec.dora else ():
+            layer.register_forward_hook(self._between)
 
-    def parameters(self) -> Sequence[tuple[str, Parameter]]:
-        """Return A and B of each target, by name."""
-        return [
-            (f"{component}.{path}.lora_{factor}.weight", getattr(layer, f"lora_{factor}")[ADAPTER].weight)
-            for (component, path), layer in self._layers.items()
-            for factor in "AB"
-        ]
-
-    def state(self) -> dict[str, Tensor]:
-        """Return ``<component>.<path>.lora_A.weight`` and ``….lora_B.weight``, as diffusers names them."""
-        return {name: parameter.detach() for name, parameter in self.parameters()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the weights of an adapter with the same targets and rank."""
-        take_over(self.state(), state)
+    def parts(self, layer: Any) -> Mapping[str, Parameter]:
+        """Return A, B and DoRA's lengths, as diffusers names them."""
+        found = {FIRST: layer.lora_A[ADAPTER].weight, SECOND: layer.lora_B[ADAPTER].weight}
+        return found | ({LENGTHS: layer.lora_magnitude_vector[ADAPTER].weight} if self._spec.dora else {})
 
     def export(self, key_map: KeyMap, name: str) -> dict[str, dict[str, Tensor]]:
         """Return kohya's file, with alphas, and diffusers' file.
@@ -61,97 +63,189 @@ class LoraAdapter:
         Readers of the latter take alpha = rank, so the scale is multiplied into B there.
         """
         state = self.state()
-        kohya = key_map.to_kohya(state, self.alpha)
-        scale = self.alpha / self.rank
+        if self._spec.dora:
+            kohya = file_of({place: self._filed(place) for place in self.layers}, key_map)
+        else:
+            kohya = key_map.to_kohya(state, {".".join(place): size.alpha for place, size in self._sizes.items()})
         diffusers: dict[str, Tensor] = {}
-        for (component, path), _ in self._layers.items():
-            filed, own = key_map.path(key_map.kohya(component, path))
-            assert filed == component
-            diffusers[f"{component}.{own}.lora_A.weight"] = state[f"{component}.{path}.lora_A.weight"]
-            diffusers[f"{component}.{own}.lora_B.weight"] = state[f"{component}.{path}.lora_B.weight"] * scale
+        for place in self.layers:
+            scales = {SECOND: self._sizes[place].scale}
+            for part in self.parts(self.layers[place]):
+                diffusers[f"{_named(place, key_map)}.{part}"] = state[f"{'.'.join(place)}.{part}"] * scales.get(part, 1)
         return {f"{name}.safetensors": kohya, DIFFUSERS_FILE: diffusers}
 
-    def summary(self) -> dict[str, str]:
-        """Return what readers of kohya's files show."""
-        summary = {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(self.rank),
-            "ss_network_alpha": str(float(self.alpha)),
+    def read(self, file: Mapping[str, Tensor], key_map: KeyMap) -> None:
+        """Take over what `export` gave for diffusers."""
+        state: dict[str, Tensor] = {}
+        for place in self.layers:
+            for part in self.parts(self.layers[place]):
+                tensor = file[f"{_named(place, key_map)}.{part}"]
+                state[f"{'.'.join(place)}.{part}"] = tensor / (self._sizes[place].scale if part == SECOND else 1)
+        self.load_state(state)
+
+    def _filed(self, place: Place) -> dict[str, Tensor]:
+        first, second, lengths = (part.detach() for part in self.parts(self.layers[place]).values())
+        return {
+            "lora_down.weight": first,
+            "lora_up.weight": second,
+            "alpha": torch.tensor(self._sizes[place].alpha),
+            "dora_scale": lengths.view(-1, *[1] * (first.dim() - 1)),
         }
-        if self.dropout:
-            summary["ss_network_dropout"] = str(self.dropout)
-        return summary
 
     def train(self, mode: bool) -> None:
         """Switch dropout."""
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             layer.lora_dropout[ADAPTER].train(mode)
+        for gate in self._gates:
+            gate.training = mode
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Skip the adapter's part of every layer."""
-        for layer in self._layers.values():
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self._layers.values():
-                layer.enable_adapters(True)
+    def enable(self, on: bool) -> None:
+        """Skip the adapter's part of every layer, or not."""
+        for layer in self.layers.values():
+            layer.enable_adapters(on)
 
     def set_strength(self, strength: float) -> None:
-        """Scale `alpha / rank`."""
-        for layer in self._layers.values():
+        """Scale `alpha / rank`; with DoRA, stand between the base's outputs and the adapter's."""
+        self._strength = strength
+        for layer in self.layers.values() if not self._spec.dora else ():
             layer.set_scale(ADAPTER, strength)
 
+    def _between(self, layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self._strength == 1 or layer.disable_adapters:
+            return output
+        active = list(layer.active_adapters)
+        others = [name for name in active if name != ADAPTER]
+        if others:
+            layer.set_adapter(others)
+        base: Tensor = layer.forward(*args) if others else layer.base_layer(*args)
+        if others:
+            layer.set_adapter(active)
+        return base if self._strength == 0 else torch.lerp(base, output, self._strength)
+
+    @torch.no_grad()
     def merge(self) -> None:
-        """Add each layer's product to its base weight."""
-        for layer in self._layers.values():
+        """Add each layer's product to its base weight.
+
+        Raises:
+            StepError: the base is quantised, or there is no one product, but one at each timestep.
+        """
+        if self._spec.timestep_ranks:
+            raise StepError(
+                "an adapter whose ranks depend on the timestep cannot be merged; train without timestep_ranks"
+            )
+        for layer in self.layers.values():
+            weight = layer.get_base_layer().weight
+            check_mergeable(weight)
+            before = weight.clone() if self._spec.dora else None
             layer.merge()
+            if before is not None:
+                weight.copy_(torch.lerp(before, weight, self._strength))
 
 
 class LoraMethod:
     """Injects LoRA layers."""
 
-    def inject(self, base: Networks, spec: Lora, *, seed: int) -> Adapter:
+    def inject(self, base: Networks, spec: Lora, *, seed: int) -> LoraAdapter:
         """Wrap all targets, in float32 whatever the base's type."""
         chosen = select(base.modules, spec.targets)
-        layers: dict[tuple[Component, str], Any] = {}
+        found = sizes(chosen, spec)
+        layers: dict[Place, Any] = {}
         # PEFT draws a start of its own, which `_start` replaces: the process's generator must not notice.
         with torch.random.fork_rng(devices=[]):
             for component, paths in chosen.items():
                 if not paths:
                     continue
+                own = {f"^{re.escape(path)}": found[component, path] for path in paths}
                 config = LoraConfig(
                     r=spec.rank,
-                    lora_alpha=spec.alpha,
+                    lora_alpha=spec.size().alpha,
+                    rank_pattern={path: size.rank for path, size in own.items() if size != spec.size()},
+                    alpha_pattern={path: size.alpha for path, size in own.items() if size != spec.size()},
                     lora_dropout=spec.dropout,
                     target_modules="|".join(map(re.escape, paths)),
                     init_lora_weights=False,
+                    use_dora=spec.dora,
                 )
                 network = base.modules[component]
                 inject_adapter_in_model(config, network, ADAPTER)
-                found = {path: module for path, module in network.named_modules() if path in set(paths)}
-                assert all(isinstance(layer, LoraLayer) for layer in found.values())
-                layers |= {(component, path): layer for path, layer in found.items()}
-        for (component, path), layer in layers.items():
-            _start(layer, seed, component, path)
-        return LoraAdapter(layers, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout)
+                for path in paths:
+                    layers[component, path] = network.get_submodule(path)
+        assert all(isinstance(layer, LoraLayer) for layer in layers.values())
+        for place, layer in layers.items():
+            _start(layer, torch.Generator().manual_seed(derive(seed, 0, ".".join(place), "start")), spec)
+        adapter = LoraAdapter(layers, found, spec, gates(layers, spec, base.modules, ADAPTER))
+        adapter.train(False)
+        return adapter
 
-    def apply(
-        self, pipeline: Any, base: Networks, spec: Lora, folder: Path, *, key_map: KeyMap, name: str
-    ) -> PipelineLora:
-        """Let diffusers read its file, as users do."""
-        return load_lora(pipeline, folder / DIFFUSERS_FILE, name)
+    def apply(self, pipeline: Any, base: Networks, spec: Lora, folder: Path, *, key_map: KeyMap, name: str) -> Strength:
+        """Let diffusers read its file, as users do; but for DoRA, which has strengths of another kind there."""
+        if spec.dora:
+            if _loaded(base.modules, ADAPTER):
+                raise DataError(f"{name}: a grid takes one adapter with DoRA; leave one out, or train it without dora")
+            adapter = self.inject(base, spec, seed=0)
+            adapter.read(load_file(folder / DIFFUSERS_FILE), key_map)
+            return adapter
+        loaded = load_lora(pipeline, folder / DIFFUSERS_FILE, name)
+        if spec.timestep_ranks:
+            gates(_loaded(base.modules, loaded.name), spec, base.modules, loaded.name)
+        return loaded
 
 
 @torch.no_grad()
-def _start(layer: Any, seed: int, component: Component, path: str) -> None:
-    """Draw A as `nn.Linear` starts (uniform within ±1/√in) and set B to zero."""
+def _start(layer: Any, chance: torch.Generator, spec: Lora) -> None:
+    """Draw A as `nn.Linear` starts (uniform within ±1/√in), or as orthogonal rows of that size, and set B to zero."""
     down, up = layer.lora_A[ADAPTER].float(), layer.lora_B[ADAPTER].float()
-    bound = down.weight[0].numel() ** -0.5
-    chance = torch.Generator().manual_seed(derive(seed, 0, f"{component}.{path}", "start"))
-    down.weight.copy_(torch.empty(down.weight.shape).uniform_(-bound, bound, generator=chance))
+    drawn = torch.empty(down.weight.shape)
+    if spec.orthogonal:
+        nn.init.orthogonal_(drawn, gain=3**-0.5, generator=chance)
+    else:
+        bound = down.weight[0].numel() ** -0.5
+        drawn.uniform_(-bound, bound, generator=chance)
+    down.weight.copy_(drawn)
     up.weight.zero_()
+    if spec.dora:
+        lengths = layer.lora_magnitude_vector[ADAPTER]
+        lengths.get_weight_norm = _in_float32(lengths.get_weight_norm)
+        lengths.update_layer(base_layer=layer.get_base_layer(), lora_A=down.weight, lora_B=up.weight, scaling=1.0)
+
+
+def _in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let PEFT measure rows in float32: in shorter formats, the start would not be the base."""
+
+    def measure(weight: Tensor, lora_weight: Tensor, **rest: Any) -> Tensor:
+        return norm(weight.float(), lora_weight.float(), **rest)
+
+    return measure
+
+
+def _loaded(modules: Mapping[Any, nn.Module], name: str) -> dict[Place, Any]:
+    """Layers of a LoRA that diffusers has loaded."""
+    return {
+        (component, path): layer
+        for component, network in modules.items()
+        for path, layer in network.named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.lora_A
+    }
+
+
+def _named(place: Place, key_map: KeyMap) -> str:
+    """Component and path as files have them, text encoders with the part that recent transformers leave out."""
+    component, path = key_map.path(key_map.kohya(*place))
+    assert component == place[0]
+    return f"{component}.{path}"
+
+
+def _summary(spec: Lora) -> dict[str, str]:
+    said = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(spec.rank),
+        "ss_network_alpha": str(float(spec.alpha)),
+    }
+    if spec.dropout:
+        said["ss_network_dropout"] = str(spec.dropout)
+    stated = spec.stated()
+    arguments = {key: str(stated[key]) for key in stated if key not in spec.always and key != "kind"}
+    return said | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
 
 
 METHOD = LoraMethod()

@@ -1,0 +1,1 @@
+"""GLoRA, generalised low-rank adaptation."""

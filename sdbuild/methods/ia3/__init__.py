@@ -1,0 +1,1 @@
+"""(IA)³, scaled activations."""

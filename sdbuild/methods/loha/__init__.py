@@ -1,0 +1,1 @@
+"""LoHa, low-rank Hadamard products."""

@@ -1,0 +1,1 @@
+"""LoKr, low-rank Kronecker products."""

@@ -1,0 +1,1 @@
+"""OFT, orthogonal fine-tuning."""

@@ -1,0 +1,100 @@
+"""What the field's programs make of an adapter's file: new weights of one layer, from what is named after it.
+
+By ComfyUI's `comfy/weight_adapter/*.py` and `comfy/lora.py` (LoRA, LoHa, LoKr, GLoRA, OFT, changes of biases), by
+LyCORIS' modules, and by A1111's `extensions-builtin/Lora/network_ia3.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Part = Mapping[str, Tensor]
+
+
+def weight_of(part: Part, weight: Tensor) -> Tensor:
+    """Return the weight with the adapter in it, at strength 1."""
+    for mark, reader in READERS.items():
+        if mark in part:
+            return reader(part, weight)
+    raise AssertionError(f"no reader knows {sorted(part)}")
+
+
+def _scale(part: Part, rank: int | None) -> float:
+    return float(part["alpha"]) / rank if rank and "alpha" in part else 1.0
+
+
+def lora(part: Part, weight: Tensor) -> Tensor:
+    down, up = part["lora_down.weight"], part["lora_up.weight"]
+    added = weight + _scale(part, len(down)) * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    if "dora_scale" not in part:
+        return added
+    lengths: Tensor = torch.linalg.vector_norm(added.flatten(1), dim=1).view(-1, *[1] * (weight.dim() - 1))
+    found: Tensor = added * part["dora_scale"] / lengths
+    return found
+
+
+def loha(part: Part, weight: Tensor) -> Tensor:
+    def factor(number: int) -> Tensor:
+        a, b = part[f"hada_w{number}_a"], part[f"hada_w{number}_b"]
+        core = part.get(f"hada_t{number}")
+        return a @ b if core is None else torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+
+    return weight + _scale(part, len(part["hada_w1_b"])) * (factor(1) * factor(2)).reshape(weight.shape)
+
+
+def lokr(part: Part, weight: Tensor) -> Tensor:
+    rank = None
+    factors = []
+    for number in (1, 2):
+        whole = part.get(f"lokr_w{number}")
+        if whole is None:
+            a, b, core = part[f"lokr_w{number}_a"], part[f"lokr_w{number}_b"], part.get(f"lokr_t{number}")
+            rank = len(b)
+            whole = a @ b if core is None else torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+        factors.append(whole)
+    first, second = factors
+    if second.dim() == 4:
+        first = first[:, :, None, None]
+    return weight + _scale(part, rank) * torch.kron(first, second.contiguous()).reshape(weight.shape)
+
+
+def glora(part: Part, weight: Tensor) -> Tensor:
+    a1, a2, b1, b2 = (part[f"{name}.weight"].flatten(1) for name in ("a1", "a2", "b1", "b2"))
+    turned = weight.movedim(1, -1) @ a1 @ a2
+    added = turned.movedim(-1, 1) + (b1 @ b2).reshape(weight.shape)
+    return weight + _scale(part, len(a2)) * added
+
+
+def oft(part: Part, weight: Tensor) -> Tensor:
+    blocks = part["oft_blocks"]
+    count, size, _ = blocks.shape
+    skew = blocks - blocks.transpose(1, 2)
+    limit = float(part["alpha"])
+    assert limit * size > skew.norm(), "readers would limit the turns"
+    identity = torch.eye(size)
+    turns = (identity + skew) @ (identity - skew).inverse()
+    rows = weight.reshape(count, size, -1)
+    return torch.einsum("knm,kni->kmi", turns, rows).reshape(weight.shape)
+
+
+def ia3(part: Part, weight: Tensor) -> Tensor:
+    vector = part["weight"]
+    if weight.dim() == 4:
+        assert vector.dim() == 4
+        return weight + (weight * vector if part["on_input"] else (weight.transpose(0, 1) * vector).transpose(0, 1))
+    return weight + weight * (vector if int(part["on_input"]) else vector.reshape(-1, 1))
+
+
+READERS = {
+    "lora_down.weight": lora,
+    "hada_w1_a": loha,
+    "lokr_w1": lokr,
+    "lokr_w1_a": lokr,
+    "a1.weight": glora,
+    "oft_blocks": oft,
+    "on_input": ia3,
+}
+"""By a name that tells the method."""

@@ -1,0 +1,107 @@
+"""Adapters' files: names that the field's programs know, which make of them what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdbuild.errors import DataError
+from sdbuild.methods.layered import in_file
+from sdbuild.methods.layers import Layer, LayersAdapter
+from sdbuild.methods.lora.adapter import LoraAdapter
+from sdbuild.methods.targets import innermost
+from tests.methods.bench import ROWS, Bench, base
+from tests.methods.readers import weight_of
+
+ENDS = {
+    "lora": {"lora_down.weight", "lora_up.weight", "alpha"},
+    "dora": {"lora_down.weight", "lora_up.weight", "alpha", "dora_scale"},
+    "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"},
+    "loha cores": {f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")} | {"alpha"},
+    "lokr": {"lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha"},
+    "lokr full": {"lokr_w1", "lokr_w2", "alpha"},
+    "lokr both": {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "alpha"},
+    "lokr cores": {"lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha"},
+    "glora": {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha", "diff_b"},
+    "glora text": {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"},
+    "oft": {"oft_blocks", "alpha"},
+    "ia3": {"weight", "on_input"},
+}
+MODULE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+def trained(name: str, root: Path) -> Bench:
+    bench = Bench(base("sd1", root), ROWS[name].method)
+    bench.train(2)
+    return bench
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_names_that_readers_know(name: str, root: Path) -> None:
+    bench = trained(name, root)
+    file = bench.adapter.export(bench.family.key_map, "tiny")["tiny.safetensors"]
+    assert {key.partition(".")[2] for key in file} <= ENDS[name]
+    if not name.endswith("cores"):
+        assert any(key.startswith(f"{MODULE}.") for key in file)
+    assert {bench.family.key_map.path(key.partition(".")[0])[0] for key in file} == set(bench.modules)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "timesteps" not in name])
+def test_readers_make_of_a_file_what_merging_does(name: str, root: Path) -> None:
+    bench = trained(name, root)
+    adapter = bench.adapter
+    assert isinstance(adapter, LoraAdapter | LayersAdapter)
+    layers = {place: innermost(layer) for place, layer in adapter.layers.items()}
+    key_map = bench.family.key_map
+    parts = in_file(adapter.export(key_map, "tiny")["tiny.safetensors"], list(layers), key_map)
+    read: dict[object, tuple[Tensor, Tensor | None]] = {}
+    for place, layer in layers.items():
+        weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+        shift = parts[place].get("diff_b", torch.zeros(()))
+        read[place] = weight_of(parts[place], weight), None if bias is None else bias + shift
+        assert not torch.allclose(read[place][0], weight, atol=1e-7)
+    adapter.merge()
+    for place, layer in layers.items():
+        expected, of_bias = read[place]
+        assert torch.allclose(layer.get_parameter("weight"), expected, atol=2e-6)
+        if of_bias is not None:
+            assert torch.allclose(layer.get_parameter("bias"), of_bias, atol=2e-6)
+
+
+def test_a_file_of_another_adapter_is_refused(root: Path) -> None:
+    bench = trained("loha", root)
+    adapter = bench.adapter
+    assert isinstance(adapter, LayersAdapter)
+    file = adapter.export(bench.family.key_map, "tiny")["tiny.safetensors"]
+    with pytest.raises(DataError, match=rf"the adapter has no {MODULE}: it belongs to another base"):
+        adapter.read({key: tensor for key, tensor in file.items() if not key.startswith(MODULE)}, bench.family.key_map)
+
+
+def test_adapters_stand_on_each_other(root: Path) -> None:
+    """One after the other in the same networks, each with a strength of its own."""
+    from sdbuild import methods
+    from sdbuild.recipe.methods import method_of
+    from sdbuild.steps.model import networks
+
+    bench = trained("loha", root)
+    alone = bench.predict()
+    method = method_of({"kind": "lokr", "rank": 2, "targets": ["to_q", "to_k"]})
+    second = methods.load("lokr").inject(networks(method, bench.family, bench.model, bench.text), method, seed=3)
+    assert torch.equal(bench.predict(), alone)
+    for _, parameter in second.parameters():
+        parameter.data += 0.1
+    assert not torch.equal(bench.predict(), alone)
+    second.set_strength(0)
+    assert torch.equal(bench.predict(), alone)
+    bench.adapter.set_strength(0)
+    assert torch.equal(bench.predict(), bench.before)
+    assert isinstance(bench.adapter, LayersAdapter)
+    assert all(isinstance(layer, Layer) for layer in bench.adapter.layers.values())
