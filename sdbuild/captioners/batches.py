@@ -10,12 +10,14 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdbuild.captioners.contract import AskError, Desk, Provider, Question, Reply
 from sdbuild.captioners.texts import clean
+
+T = TypeVar("T")
 
 MOST_REQUESTS = 1000
 MOST_BYTES = 64 * 1024 * 1024
@@ -87,39 +89,60 @@ class Batches:
         return note
 
     def _collect(self, note: Path, left: dict[str, Question]) -> dict[str, str]:
-        """Wait for a batch and take its answers; why some questions have none."""
+        """Wait for a batch and take its answers, those that nobody wants now too; why some questions have none."""
         batch: str = json.loads(note.read_bytes())["id"]
+        try:
+            answers = self._answers(batch)
+        except AskError as error:
+            if error.status == 404:
+                note.unlink(missing_ok=True)
+                self._desk.warn(f"batch {batch} is not there any more; what it held is asked for again")
+                return {}
+            if error.then == "skip":  # it was refused as a whole
+                note.unlink(missing_ok=True)
+            raise
+        reasons: dict[str, str] = {}
+        for key, answer in answers:
+            question = left.get(key)
+            good = isinstance(answer, Reply) and not answer.cut and bool(clean(answer.text))
+            if question is None:
+                if isinstance(answer, Reply) and good:
+                    self._desk.keep(key, answer)
+                continue
+            self._desk.settle(question, answer if isinstance(answer, Reply) else None)
+            if isinstance(answer, Reply):
+                if good:
+                    del left[key]
+                    self._desk.deliver(question, answer)
+                else:
+                    reasons[key] = "the answer is empty or cut short"
+            elif answer.then == "stop":
+                raise answer
+            elif answer.then == "skip":
+                del left[key]
+                self._desk.fail(question, str(answer))
+            else:
+                reasons[key] = str(answer)
+        note.unlink(missing_ok=True)
+        return reasons
+
+    def _answers(self, batch: str) -> list[tuple[str, Reply | AskError]]:
         pause = FIRST_LOOK
         while not self._patiently(lambda: self._provider.progress(batch))[0]:
             time.sleep(pause)
             pause = min(LAST_LOOK, pause * 1.5)
-        reasons: dict[str, str] = {}
-        for key, answer in self._patiently(lambda: list(self._provider.results(batch))):
-            question = left.get(key)
-            if question is None:
-                continue
-            reply = answer if isinstance(answer, Reply) else None
-            self._desk.settle(question, reply)
-            if reply is not None and not reply.cut and clean(reply.text):
-                del left[key]
-                self._desk.deliver(question, reply)
-            elif isinstance(answer, AskError) and answer.then == "stop":
-                raise answer
-            elif isinstance(answer, AskError) and answer.then == "skip":
-                del left[key]
-                self._desk.fail(question, str(answer))
-            else:
-                reasons[key] = str(answer) if isinstance(answer, AskError) else "the answer is empty or cut short"
-        note.unlink(missing_ok=True)
-        return reasons
+        return self._patiently(lambda: list(self._provider.results(batch)))
 
-    def _patiently(self, do: Any) -> Any:
+    def _patiently(self, do: Callable[[], T]) -> T:
         """Try again what fails for a while: the batch goes on without us."""
-        for attempt in range(self._settings["attempts"]):
+        attempt = 0
+        while True:
             try:
                 return do()
             except AskError as error:
-                if error.then != "again" or attempt + 1 == self._settings["attempts"]:
+                attempt += 1
+                if error.then != "again":
+                    raise
+                if attempt >= self._settings["attempts"]:
                     raise AskError(str(error), "stop") from None
-                time.sleep(error.wait if error.wait is not None else min(30.0, 0.5 * 2**attempt))
-        raise AssertionError
+                time.sleep(error.wait if error.wait is not None else min(30.0, 0.5 * 2 ** (attempt - 1)))

@@ -40,7 +40,13 @@ class AskError(Exception):
     """A question has no answer (yet)."""
 
     def __init__(
-        self, message: str, then: Literal["again", "skip", "stop"], *, wait: float | None = None, busy: bool = False
+        self,
+        message: str,
+        then: Literal["again", "skip", "stop"],
+        *,
+        wait: float | None = None,
+        busy: bool = False,
+        status: int | None = None,
     ) -> None:
         """Say what went wrong and what that means.
 
@@ -49,11 +55,13 @@ class AskError(Exception):
             then: try `again`, `skip` this question, or `stop` asking.
             wait: seconds that the server asks for.
             busy: the server has too much to do, so that all should wait.
+            status: of the answer over HTTP, where there was one.
         """
         super().__init__(message)
         self.then = then
         self.wait = wait
         self.busy = busy
+        self.status = status
 
 
 class Desk(Protocol):
@@ -70,6 +78,9 @@ class Desk(Protocol):
 
     def deliver(self, question: Question, reply: Reply) -> None:
         """Keep an answer: it is safe on disk when this returns."""
+
+    def keep(self, key: str, reply: Reply) -> None:
+        """Keep an answer that was paid for, though nobody asks for it now."""
 
     def fail(self, question: Question, message: str) -> None:
         """Note that a picture stays without a caption; raises `AskError` when that happens to one after the other."""

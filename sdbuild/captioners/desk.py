@@ -122,12 +122,16 @@ class AskingDesk:
 
     def deliver(self, question: Question, reply: Reply) -> None:
         """See `contract.Desk`."""
-        self._keeper.keep(question.key, self._settings["model"], reply)
+        self.keep(question.key, reply)
         with self._lock:
             self.answers[question.key] = reply.text
             self._in_a_row = 0
             self._counter.done += 1
             self._counter.show()
+
+    def keep(self, key: str, reply: Reply) -> None:
+        """See `contract.Desk`."""
+        self._keeper.keep(key, self._settings["model"], reply)
 
     def fail(self, question: Question, message: str) -> None:
         """See `contract.Desk`."""

@@ -114,7 +114,8 @@ def faults(client: ModuleType, secret: Secret, model: str, timeout: float) -> It
     try:
         yield
     except AskError as error:
-        raise AskError(secret.hide(error), error.then, wait=error.wait, busy=error.busy) from None
+        hidden = secret.hide(error)
+        raise AskError(hidden, error.then, wait=error.wait, busy=error.busy, status=error.status) from None
     except (client.APITimeoutError, httpx2.TimeoutException):
         raise AskError(f"no answer within {timeout:g} s", "again") from None
     except client.APIStatusError as error:
@@ -136,7 +137,7 @@ def status_error(status: int, body: object, headers: Mapping[str, str], secret: 
     if status in (401, 403):
         return AskError(f"the key in {secret.variable} is refused ({reason})", "stop")
     if status == 404:
-        return AskError(f"the server does not know {model} ({reason})", "stop")
+        return AskError(f"the server does not know {model} ({reason})", "stop", status=status)
     if status in _AGAIN or status >= 500:
         what = "the server has too much to do" if status in _BUSY else "the server failed"
         return AskError(f"{what} ({reason})", "again", wait=_wait(headers), busy=status in _BUSY)

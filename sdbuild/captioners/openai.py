@@ -95,7 +95,7 @@ class ChatCompletions:
             if found.status == "failed" and not found.output_file_id:
                 errors = (found.errors.data if found.errors else None) or []
                 reasons = "; ".join(each.message or "" for each in errors[:3])
-                raise AskError(f"the batch is refused ({reasons})", "stop")
+                raise AskError(f"the batch is refused ({reasons})", "skip")
             for file in filter(None, (found.output_file_id, found.error_file_id)):
                 for line in self._client.files.content(file).text.split("\n"):
                     if line.strip():

@@ -58,6 +58,8 @@ class Speaker:
     say: Callable[[Asked], str] = lambda asked: f"a picture of {asked.picture[:8]}"
     batch_faults: list[str] = field(default_factory=list)
     """The same for requests in batches."""
+    refuses_batches: bool = False
+    """Whether batches of OpenAI end without having been tried."""
     patience: int = 1
     """How often a batch is looked at before it ends."""
     asked: list[Asked] = field(default_factory=list)
@@ -166,6 +168,8 @@ class Speaker:
 
     async def message_batch(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
+        if name not in self.batches:
+            return web.json_response(wrapped(404, "no such batch"), status=404)
         self.looks[name] += 1
         return web.json_response(self._message_batch(name, ended=self.looks[name] > self.patience))
 
@@ -224,6 +228,11 @@ class Speaker:
 
     async def batch(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
+        if name not in self.batches:
+            return web.json_response(openai_error(404, "no such batch"), status=404)
+        if self.refuses_batches:
+            errors = {"object": "list", "data": [{"code": "x", "message": "the file is too large"}]}
+            return web.json_response({**self._batch(name, "failed"), "errors": errors})
         self.looks[name] += 1
         if self.looks[name] <= self.patience:
             return web.json_response(self._batch(name, "in_progress"))

@@ -55,10 +55,9 @@ def test_a_refusal_in_a_batch_names_the_picture(asking: Asking, server: Speaker,
     assert "2 of 4 captions arrived and are kept" in str(error.value)
 
 
-@BOTH
-def test_a_batch_is_gone_on_with(
-    asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begin(asking: Asking, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a batch and be interrupted while it is waited for."""
+
     def leave(seconds: float) -> None:
         raise KeyboardInterrupt
 
@@ -66,12 +65,44 @@ def test_a_batch_is_gone_on_with(
         patch.setattr("sdbuild.captioners.batches.time.sleep", leave)
         with pytest.raises(KeyboardInterrupt):
             asking.run(**model, batch=True)
+
+
+@BOTH
+def test_a_batch_is_gone_on_with(
+    asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(asking, model, monkeypatch)
     (note,) = notes(asking)
     assert len(json.loads(note.read_text())["keys"]) == 4
+    sidecar = asking.root / "datasets/cats/0000.txt"
+    sidecar.write_text("a cat by hand")
     assert asking.run(**model, batch=True).computed == 4
     assert len(server.batches) == 1
     assert any("going on with batch" in warning for warning in asking.warnings)
     assert not notes(asking)
+    sidecar.unlink()
+    asking.run(**model)
+    assert len(server.asked) == 4, "what nobody wanted when it came is kept too"
+
+
+@BOTH
+def test_a_batch_that_is_gone_is_asked_for_again(
+    asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(asking, model, monkeypatch)
+    server.batches["another"] = server.batches.pop(next(iter(server.batches)))
+    assert asking.run(**model, batch=True).computed == 4
+    assert any("is not there any more; what it held is asked for again" in warning for warning in asking.warnings)
+    assert not notes(asking)
+
+
+def test_a_batch_that_is_refused_whole_is_told_and_forgotten(asking: Asking, server: Speaker) -> None:
+    server.refuses_batches = True
+    with pytest.raises(StepError, match=r"the batch is refused \(the file is too large\)"):
+        asking.run(**GPT, batch=True)
+    assert not notes(asking)
+    server.refuses_batches = False
+    assert asking.run(**GPT, batch=True).computed == 4
 
 
 def test_many_pictures_are_several_batches(asking: Asking, server: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
