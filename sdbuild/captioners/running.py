@@ -58,6 +58,7 @@ class Asking:
         self._trouble: list[BaseException] = []
         self._lock = threading.Lock()
         self._not_before = 0.0
+        self._answered = 0
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self, questions: Sequence[Question]) -> None:
@@ -103,6 +104,7 @@ class Asking:
         limit = int(self._settings["max_tokens"])
         was_cut = was_empty = False
         attempt = 0
+        answered = self._answered
         while True:
             self._wait_for_turn()
             if self._stop.is_set():
@@ -112,7 +114,9 @@ class Asking:
                 reply = self._provider.ask(request, limit, self._settings["timeout"])
             except AskError as error:
                 self._desk.settle(question, None)
-                attempt += 1
+                # As long as a busy server answers others, this one's turn will come.
+                attempt = 1 if error.busy and self._answered > answered else attempt + 1
+                answered = self._answered
                 if error.then == "stop":
                     raise
                 if error.then == "skip" or attempt >= self._settings["attempts"]:
@@ -122,6 +126,7 @@ class Asking:
                 self._pause(attempt, error)
                 continue
             self._desk.settle(question, reply)
+            self._answered += 1
             if reply.cut and was_cut:
                 self._desk.fail(question, f"the answer has more than {limit} tokens; raise max_tokens")
             elif reply.cut:

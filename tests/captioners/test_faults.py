@@ -12,6 +12,7 @@ from sdbuild.errors import StepError
 from sdbuild.steps.contract import Items
 from tests.captioners.conftest import CLAUDE, GPT, Asking
 from tests.captioners.server import KEY, Speaker
+from tests.tiny import make_pictures
 
 BOTH = pytest.mark.parametrize("model", [CLAUDE, GPT], ids=["anthropic", "openai"])
 PASSING = ["429", "429-after-0.2", "500", "529", "reset", "timeout", "trickle", "garbage", "shape"]
@@ -34,6 +35,13 @@ def test_all_wait_as_long_as_a_busy_server_asks(asking: Asking, server: Speaker)
     started = time.monotonic()
     asking.run(**CLAUDE, parallel=1)
     assert time.monotonic() - started > 0.7
+
+
+def test_a_busy_server_is_waited_for_as_long_as_it_answers_others(asking: Asking, server: Speaker) -> None:
+    make_pictures(asking.root / "datasets/cats", 12, captions=False, size=32)
+    server.faults = ["", "429-after-0.05"] * 30
+    assert asking.run(**CLAUDE, parallel=6, attempts=3).computed == 12
+    assert len(server.paid) == 12
 
 
 def test_a_server_that_asks_to_wait_for_long_ends_the_build(asking: Asking, server: Speaker) -> None:
