@@ -119,6 +119,7 @@ def write_figures(
     state: TrainingState,
     validation: Mapping[str, float] | None,
     rate_of: Callable[[int], float],
+    memory: int,
 ) -> None:
     """Write `metrics.json`, `loss.csv` and, with validation on the way, `validation.csv`."""
     last = state.losses[-max(1, len(state.losses) // 10) :]
@@ -130,6 +131,7 @@ def write_figures(
         "holdout": pictures(data.holdout),
         "skipped": data.skipped,
         "seconds": round(state.seconds, 3),
+        "memory": memory,
     }
     if settings.early_stop:
         metrics |= {"best_step": kept_step(settings, state), "stopped_early": state.step < settings.steps}

@@ -34,7 +34,7 @@ from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Stored
 from sdbuild.training.inputs import data_digest, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
-from sdbuild.training.machine import given_back
+from sdbuild.training.machine import forget_peak, given_back, peak
 from sdbuild.training.noise import Colour
 from sdbuild.training.objective import Objective
 from sdbuild.training.optimizers import OPTIMIZERS
@@ -91,6 +91,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if objective.prediction != schedule.prediction_type:
         learned, own = (NAMES[kind] for kind in (objective.prediction, schedule.prediction_type))
         context.warn(f"the base predicts {own} and learns to predict {learned}; samplers must be set to {learned}")
+    forget_peak(device)
     with memory_told(spec), _reproducible(device), given_back(device, spec["train"]):
         model = assemble(
             family,
@@ -141,7 +142,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             write(out / "adapter", results.step_told(settings, state))
     if along is not None:
         along.finish(out / "adapters", state.step, results.kept_step(settings, state))
-    results.write_figures(out, settings, data, state, validation, _rate_of(settings))
+    results.write_figures(out, settings, data, state, validation, _rate_of(settings), peak(device))
     if settings.early_stop and state.step < settings.steps:
         context.warn(results.why_stopped(settings, state))
     return Items(total=state.step, computed=state.computed)

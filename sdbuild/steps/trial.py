@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,11 +21,10 @@ from sdbuild.steps import train
 from sdbuild.steps.contract import Inputs
 from sdbuild.steps.largest import Largest, latent_item
 from sdbuild.steps.prediction import Captions, changed, outline
+from sdbuild.training.machine import RESIDENT, forget_peak, peak, process_memory
 
 STEPS = 3
 """In the first one the optimizer begins to remember; the last ones are timed."""
-PEAK = "VmHWM:"
-RESIDENT = "VmRSS:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,23 +58,14 @@ class Watch:
         self.times.append((done, time.monotonic()))
         if done == 0:
             self.loading = self.peak()
-            self.restart()
+            forget_peak(self.device)
 
     def warn(self, message: str) -> None:
         """Nobody has to know."""
 
     def peak(self) -> int:
-        """Bytes that were taken at most."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return max(0, process_memory(PEAK) - self.before)
-
-    def restart(self) -> None:
-        """Forget the peak so far, where that can be done."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif (place := Path("/proc/self/clear_refs")).exists():
-            place.write_text("5")
+        """Bytes that were taken at most, beyond those of before."""
+        return max(0, peak(self.device) - self.before)
 
     @property
     def seconds(self) -> float:
@@ -85,15 +73,6 @@ class Watch:
         seen = [(done, at) for done, at in self.times if done > 0]
         first, last = (seen if len(seen) > 1 else self.times)[0], self.times[-1]
         return (last[1] - first[1]) / (last[0] - first[0])
-
-
-def process_memory(what: str) -> int:
-    """Return bytes of this process, as Linux tells them; elsewhere the peak."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(what)) * 1024
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
 
 
 def measure(spec: Mapping[str, Any], base: Path, largest: Largest) -> Measured:
@@ -111,8 +90,8 @@ def measure(spec: Mapping[str, Any], base: Path, largest: Largest) -> Measured:
         outline(spec, base)  # imports all that is needed
         watch = Watch(items=folder, scratch=folder / "scratch", previous=folder / "previous", device=device)
         (folder / "out").mkdir()
-        watch.before = process_memory(RESIDENT)
-        watch.restart()
+        watch.before = 0 if device.type == "cuda" else process_memory(RESIDENT)
+        forget_peak(device)
         train.run(_shortened(spec, largest), inputs, folder / "out", watch)
         return Measured(memory=watch.peak(), loading=watch.loading, seconds=watch.seconds)
 

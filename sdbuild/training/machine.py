@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ _USUAL = 32 << 20
 _FIRST = 128 << 10
 """What it is at first."""
 
+PEAK, RESIDENT = "VmHWM:", "VmRSS:"
+"""Linux's names of what a process has taken at most, and what it takes."""
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where containers are told how much they may take."""
 
@@ -60,6 +63,28 @@ def machine(device: torch.device) -> Machine | None:
         if limit
         else Machine(kind="cpu", has=has, free=free)
     )
+
+
+def peak(device: torch.device) -> int:
+    """Return the most bytes that were taken at once: of the GPU, or of the main memory by this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory(PEAK)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak` count from now on, where that can be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (place := Path("/proc/self/clear_refs")).exists():
+        place.write_text("5")
+
+
+def process_memory(what: str) -> int:
+    """Return bytes of this process, as Linux tells them; elsewhere the peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(what)) * 1024
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def _meminfo() -> Iterator[tuple[str, int]]:
