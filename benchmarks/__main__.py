@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import captions, latents, memory, noop_pictures, noop_steps, one_picture, push, recording, training
+from benchmarks import (
+    captions,
+    latents,
+    memory,
+    noop_pictures,
+    noop_steps,
+    one_picture,
+    probe,
+    push,
+    recording,
+    training,
+)
 from benchmarks.harness import main
 
 sys.exit(
@@ -18,5 +29,6 @@ sys.exit(
         captions.measure,
         training.measure,
         memory.measure,
+        probe.measure,
     )
 )

@@ -22,6 +22,7 @@ ROWS = {
     "training": ("over a bare loop",),
     "captions": ("captions: 16 requests at once, over the ideal",),
     "memory": ("latents: peak memory", "text: peak memory"),
+    "probe": ("probe, plain: predicted over measured", "probe, gradient checkpointing: predicted over measured"),
     "sd15_step": ("over a bare loop, float32", "over a bare loop, bfloat16"),
     "sd15_latents": ("latents at 64 px over a bare VAE loop",),
     "sd15_memory": ("LoRA steps: peak memory over a bare loop",),
@@ -42,6 +43,7 @@ def test_a_benchmark_prints_its_rows(name: str, built_template: Path, capsys: py
         assert line.endswith((" yes", " NO"))
     assert all(row.notes for row in rows)
     assert name != "one_picture" or rows[0].ok, "exactly one latent"
+    assert name != "probe" or all(row.ok for row in rows), notes
     assert notes.count(" s CPU") + notes.count(" ms CPU") + notes.count(" MB") > 1
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from sdbuild import families
 from sdbuild.build.project import Project
 from sdbuild.build.worker import QUIET, die_with_parent
-from sdbuild.console import Console
+from sdbuild.data.records import write_captions
 from sdbuild.errors import DataError, InputError, SdbuildError, StepError, UsageError
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan
@@ -28,22 +28,30 @@ from sdbuild.steps.contract import Inputs
 
 @dataclass(frozen=True, kw_only=True)
 class _Quiet:
-    """A step context that tells warnings and nothing else."""
+    """A step context that tells nothing: the build and `sdbuild check` do."""
 
     items: Path
     scratch: Path
     previous: Path
-    console: Console
 
     def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
         """Pictures are looked at quickly."""
 
     def warn(self, message: str) -> None:
-        """`sdbuild check` and the build tell it."""
+        """Not here."""
 
 
-def probe(project: Project, name: str, console: Console, *, predict: bool, device: str | None) -> dict[str, Any]:
+def probe(
+    project: Project, name: str, say: Callable[[str], None], *, predict: bool, device: str | None
+) -> dict[str, Any]:
     """Predict what a recipe takes and, unless `predict` or where its base has no weights here, take real steps.
+
+    Args:
+        project: in which the recipe is.
+        name: of the recipe or variant.
+        say: is told what is downloaded.
+        predict: whether that is all.
+        device: kind of device to predict for; None for the one that trains here.
 
     Raises:
         UsageError: there is no such recipe, or the name stands for several variants.
@@ -56,19 +64,20 @@ def probe(project: Project, name: str, console: Console, *, predict: bool, devic
     recipe = recipes[0]
     base = Base.of(recipe.resolved()["base"])
     specs: dict[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
-    folder = sources.outline(base, project.root, console.say)
+    folder = sources.outline(base, project.root, say)
     if wrong := sources.problems(base, folder):
         raise DataError(replace(problem, file=f"recipes/{recipe.group}.yaml") for problem in wrong)
     whole = sources.find(base, project.root) is not None and _has_weights(folder)
     with tempfile.TemporaryDirectory(prefix="sdbuild-probe-") as temporary:
         out = Path(temporary)
-        context = _Quiet(
-            items=project.items, scratch=out, previous=project.root / "build" / recipe.name, console=console
-        )
+        context = _Quiet(items=project.items, scratch=out, previous=project.root / "build" / recipe.name)
         inputs = Inputs(project=project.root)
         importlib.import_module("sdbuild.steps.images").run(specs["images"], inputs, out, context)
         inputs = Inputs(project=project.root, images=out / "images.jsonl")
-        importlib.import_module("sdbuild.steps.captions").run(specs["captions"], inputs, out, context)
+        captions = importlib.import_module("sdbuild.steps.captions").check(specs["captions"], inputs, context)
+        # For captions that a model is to give there is something to stand in: nobody is asked for them here.
+        awaited = [picture.row([picture.image.digest], "", ()) for picture in captions.open]
+        write_captions(out / "captions.jsonl", [*captions.records, *awaited])
         request = {
             "steps": specs,
             "base": str(folder),

@@ -28,8 +28,11 @@ def _probe(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.build.probing import probe
     from sdbuild.report import memory
 
-    silent = Console(out=open(os.devnull, "w")) if options.json else console  # noqa: SIM115
-    found = probe(find_project(), options.recipe, silent, predict=options.predict, device=options.device)
+    def say(text: str) -> None:
+        if not options.json:
+            console.say(text)
+
+    found = probe(find_project(), options.recipe, say, predict=options.predict, device=options.device)
     if options.json:
         console.say(json.dumps(found, ensure_ascii=False, indent=1))
         return 0

@@ -26,8 +26,9 @@ MARGIN = 0.15
 """Share by which predictions may be wrong."""
 SWITCH = "SDBUILD_MEMORY_CHECK"
 """Environment variable; `off` trains whatever the prediction says."""
-COPIES = 6
-"""Of the networks' files: more than the weights in float32, gradients and what optimizers remember can take."""
+COPIES = {False: 3, True: 6}
+"""Of the networks' files: what weights in float32, adapter, gradients and optimizer take at most, without and with
+training of the base itself; adapters of very high rank excepted."""
 SMALLER = (0.75, 0.5)
 """Shares of the resolution that are tried."""
 
@@ -77,12 +78,12 @@ def _guess(spec: Mapping[str, Any], base: Path, largest: Largest) -> float:
     Networks of all families have kept less than 1.4e-4 of their size for each place of a latent; three times that is
     allowed here, and a little for networks that are small.
     """
-    sides = method_of(spec["method"]).sides
-    parts: list[Part] = ["denoiser", "text"] if "text" in sides else ["denoiser"]
+    method = method_of(spec["method"])
+    parts: list[Part] = ["denoiser", "text"] if "text" in method.sides else ["denoiser"]
     files = (file for name in families.components(base, parts) for file in component_files(base, name))
     size = sum(file.stat().st_size for file in files)
     places = largest.records * math.prod(largest.shape[1:])
-    return COPIES * size + places * (4e-4 * size + 1e5)
+    return COPIES[method.trains_base] * size + places * (4e-4 * size + 1e5)
 
 
 def helpful(spec: Mapping[str, Any], forecaster: Forecaster, there: Machine) -> list[str]:

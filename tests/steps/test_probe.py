@@ -128,6 +128,11 @@ def test_settings_change_what_they_should(tmp_path: Path) -> None:
 TOKENS = {"tokens": [{"token": "<cat>", "vectors": 2}]}
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2},
+    "loha": {"rank": 2},
+    "lokr": {"rank": 2},
+    "glora": {"rank": 2},
+    "oft": {},
+    "ia3": {},
     "full": {"text_encoder": True},
     "partial": {"layers": ["conv_in"]},
     "textual_inversion": TOKENS,
