@@ -114,7 +114,7 @@ class LocalCache:
         That one would hash the inputs again, which need not be on disk any more and may have changed since.
         """
         outs = [out["path"] for out in entry["outs"]]
-        folder = self._runs(run_key(entry["cmd"], entry["deps"], entry["params"], outs))
+        folder = self._runs(run_key(entry["cmd"], entry.get("deps", ()), entry["params"], outs))
         path = folder / _digest(entry)
         if not path.exists():
             write_atomic(path, dump_yaml(entry))
@@ -133,7 +133,7 @@ class LocalCache:
         try:
             entry = dict(load_yaml(content.decode()))
             outs = [out["path"] for out in entry["outs"]]
-            key = run_key(entry["cmd"], entry["deps"], entry["params"], outs)
+            key = run_key(entry["cmd"], entry.get("deps", ()), entry["params"], outs)
             right = f"{key[:2]}/{key}/{_digest(entry)}" == name
         except (ValueError, yaml.YAMLError, KeyError, TypeError):
             return None
@@ -165,7 +165,7 @@ class LocalCache:
     def _named(self, name: str) -> Named | None:
         try:
             entry = load_yaml(self.run_file(name).read_text(encoding="utf-8"))
-            outs, deps = (tuple(str(row["md5"]) for row in entry[part]) for part in ("outs", "deps"))
+            outs, deps = (tuple(str(row["md5"]) for row in entry.get(part, ())) for part in ("outs", "deps"))
             return Named(outs, deps)
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             return None

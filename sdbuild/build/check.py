@@ -63,6 +63,8 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
         pictures, found = _check_variants(project, variants, console)
         problems.update(dict.fromkeys(found))
         lacking |= {f"recipes/{group}.yaml: {word}": None for recipe in variants for word in missing(recipe)}
+        for doubt in dict.fromkeys(doubt for recipe in variants for doubt in recipe.doubts()):
+            console.warn(f"{group}: {doubt}")
         if not found:
             counted = f", {len(variants)} variants" if len(variants) > 1 else ""
             yield f"recipes/{group}.yaml is right: {pictures} pictures{counted}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from sdbuild.build.asks import Asked, asked, expected
 from sdbuild.build.oracle import Oracle, Verdict
 from sdbuild.data import items, masks, pixelcache, views
 from sdbuild.data.captions import caption_records
-from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images
-from sdbuild.data.wanted import wanted_latents, wanted_texts
+from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_class_pictures, read_images
+from sdbuild.data.wanted import wanted_class_pictures, wanted_latents, wanted_texts
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
 
@@ -37,12 +38,18 @@ class Counts:
                     return self._of_captions(step)
                 case "latents":
                     return self._of_latents(step, verdict)
+                case "prior":
+                    return self._of_prior(step, verdict)
                 case "text":
                     return self._of_text(step, verdict)
                 case "train":
                     return step.spec["train"]["steps"], step.spec["train"]["steps"]
+                case "extract":
+                    return 1, 1
                 case "samples":
                     total = len(step.spec["prompts"]) * len(step.spec["seeds"]) * len(step.spec["strengths"])
+                    if any(dep.path == f"{step.folder}/extracted" for dep in step.deps):
+                        total += len(step.spec["prompts"]) * len(step.spec["seeds"])
                     return total, total
         except DataError:  # told when the step runs
             return None, None
@@ -91,7 +98,36 @@ class Counts:
         if images is None or "base" not in verdict.reads:
             return self._of_placed(step)
         wanted = wanted_latents(images, step.spec, verdict.reads["base"])
-        return len(wanted), self._missing("latents", step, wanted)
+        drawn, redrawn = self._of_drawn(step)
+        if drawn and not redrawn:
+            prior = read_class_pictures(self._folder(step) / "prior", self._oracle.project.root)
+            wanted |= wanted_latents(prior, step.spec, verdict.reads["base"])
+            drawn = 0
+        return len(wanted) + drawn, self._missing("latents", step, wanted) + redrawn
+
+    def _of_drawn(self, step: Step) -> tuple[int, int]:
+        """Latents of class pictures: in all, and of those that are drawn first."""
+        prior = self._oracle.steps.get(f"{step.recipe}:prior")
+        if prior is None:
+            return 0, 0
+        each = 2 if step.spec["flip"] else 1
+        verdict = self._oracle.judge(prior.name)
+        total, todo = self._of_prior(prior, verdict)
+        ready = verdict.action == "none" and (self._folder(step) / "prior" / "index.jsonl").exists()
+        return total * each, 0 if ready else max(todo, 1) * each
+
+    def _of_prior(self, step: Step, verdict: Verdict) -> tuple[int, int]:
+        """Class pictures, and those that neither the store nor the last version of the out has."""
+        total = step.spec["pictures"]
+        if "base" not in verdict.reads:
+            return total, total
+        try:
+            lines = (self._folder(step) / "prior" / "index.jsonl").read_text(encoding="utf-8").splitlines()
+            drawn = {json.loads(line)["key"] for line in lines}
+        except (OSError, ValueError, KeyError, TypeError):
+            drawn = set()
+        wanted = [key for key in wanted_class_pictures(step.spec, verdict.reads["base"]) if key not in drawn]
+        return total, len(items.ItemStore(self._oracle.project.items / "prior").missing(wanted, check=False))
 
     def _of_placed(self, step: Step) -> Count:
         """Latents of pictures that are not placed yet, if all have as many."""
@@ -101,13 +137,17 @@ class Counts:
         if total is None or todo is None or len(ways) > 1 or "crops" in images.spec:
             return None, None
         each = ways.pop() * (2 if step.spec["flip"] else 1)
-        return total * each, todo * each
+        drawn, redrawn = self._of_drawn(step)
+        return total * each + drawn, todo * each + redrawn
 
     def _of_text(self, step: Step, verdict: Verdict) -> Count:
         captions = self._captions(step, current=True)
         if captions is None or "base" not in verdict.reads:
-            varied = "datasets" in step.spec
-            return (None, None) if varied else self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
+            if "datasets" in step.spec:
+                return None, None
+            total, todo = self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
+            more = 1 if "prior" in step.spec else 0
+            return None if total is None else total + more, None if todo is None else todo + more
         wanted = wanted_texts(captions, step.spec, verdict.reads["base"])
         return len(wanted), self._missing("text", step, wanted)
 

@@ -163,7 +163,7 @@ def _owned(cache: LocalCache, run: Path) -> tuple[str, dict[str, str]]:
     try:
         entry = load_yaml(run.read_text(encoding="utf-8"))
         step = str(entry["cmd"]).removeprefix(_COMMAND)
-        rows = [(row["md5"], row["path"]) for row in entry["deps"] if not row["path"].startswith("build/")]
+        rows = [(row["md5"], row["path"]) for row in entry.get("deps", ()) if not row["path"].startswith("build/")]
         rows += [(row["md5"], step) for row in entry["outs"]]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return _OTHER, {}

@@ -147,7 +147,7 @@ def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
 
 def _inputs(project: Project, step: Step) -> Inputs:
     known = {"images.jsonl": "images", "captions.jsonl": "captions"}
-    known |= {name: name for name in ("latents", "text", "adapter", "adapters")}
+    known |= {name: name for name in ("prior", "latents", "text", "adapter", "adapters", "extracted")}
     found: dict[str, Path] = {}
     for dep in step.deps:
         name = known.get(Path(dep.path).name)

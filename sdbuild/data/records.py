@@ -134,6 +134,34 @@ def write_images(path: Path, rows: Iterable[ImageRecord | SkippedImage]) -> None
     write_lines(path, map(_image_row, sorted(rows, key=lambda row: (row.dataset, row.path))))
 
 
+def read_class_pictures(folder: Path, project: Path) -> list[ImageRecord]:
+    """The pictures of a `prior/`, as records of one bucket, of their own size.
+
+    Raises:
+        DataError: a line of its index is not a row.
+    """
+    found = []
+    for number, row in _lines(folder / "index.jsonl"):
+        try:
+            size = row["width"], row["height"]
+            found.append(
+                ImageRecord(
+                    path=(folder / row["file"]).relative_to(project).as_posix(),
+                    dataset=0,
+                    digest=row["digest"],
+                    width=size[0],
+                    height=size[1],
+                    bucket=size,
+                    resize=size,
+                    crop=(0, 0),
+                    split="train",
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise _bad_row(folder / "index.jsonl", number) from error
+    return found
+
+
 def iter_captions(path: Path) -> Iterator[CaptionRecord]:
     """Rows of a `captions.jsonl`, in the file's order.
 

@@ -82,5 +82,13 @@ def wanted_latents(records: Iterable[ImageRecord], spec: Mapping[str, Any], vae_
 def wanted_texts(captions: Iterable[CaptionRecord], spec: Mapping[str, Any], encoder_digest: str) -> dict[str, str]:
     """Return the texts to encode, each once, by item key; with the empty one where the spec wants it."""
     texts = distinct_texts(captions, spec) | ({""} if spec["empty"] else set())
+    texts |= {spec["prior"]} if "prior" in spec else set()
     own = {key: spec[key] for key in ("clip_skip",) if key in spec}
     return {item_key("text", caption=text, encoder=encoder_digest, **own): text for text in texts}
+
+
+def wanted_class_pictures(spec: Mapping[str, Any], base_digest: str) -> dict[str, int]:
+    """Return the seeds of the pictures that a prior wants, by item key."""
+    own = {key: value for key, value in spec.items() if key not in ("version", "reads", "pictures", "seed")}
+    seeds = range(spec["seed"], spec["seed"] + spec["pictures"])
+    return {item_key("class picture", seed=seed, base=base_digest, **own): seed for seed in seeds}

@@ -18,6 +18,8 @@ METHODS: Mapping[str, str] = {
     "ia3": "sdbuild.methods.ia3",
     "full": "sdbuild.methods.full",
     "partial": "sdbuild.methods.partial",
+    "dreambooth": "sdbuild.methods.dreambooth",
+    "dreambooth_lora": "sdbuild.methods.dreambooth_lora",
     "textual_inversion": "sdbuild.methods.textual_inversion",
     "pivotal": "sdbuild.methods.pivotal",
     "hypernetwork": "sdbuild.methods.hypernetwork",

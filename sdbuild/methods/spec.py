@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from sdbuild.recipe.spec import Distinct, Spec, Text
+from sdbuild.recipe.spec import Distinct, Sampler, Seed, Spec, Text
 
 Side = Literal["denoiser", "text"]
 """The networks of a base that methods change: UNet or transformer, and text encoders."""
@@ -24,6 +24,50 @@ Targets = Annotated[
     | Annotated[Distinct[Text], Tag("patterns")],
     Discriminator(_targets_form),
 ]
+
+
+class _Prior(Spec):
+    prompt: Text
+    """Names the class without the rare word, such as `a cat`: what the base is to go on knowing."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Weight of its loss; that of the recipe's own pictures is 1."""
+
+    def taught(self) -> dict[str, Any]:
+        """What of it training depends on, as JSON."""
+        return self.model_dump(mode="json", by_alias=True, include={"source", "prompt", "weight"})
+
+
+class ClassPictures(_Prior):
+    """Pictures of the class, drawn by the base before the training (Ruiz et al., 2023, equation 2)."""
+
+    source: Literal["pictures"] = Field(default="pictures", alias="from")
+    pictures: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Number of pictures; one more is one more to draw."""
+    seed: Seed = 0
+    """Seed of the first picture; the others have the seeds after it."""
+    negative: str = ""
+    """What guidance leads away from."""
+    scheduler: Sampler = "dpm++"
+    """Sampler that they are drawn with."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Denoising steps a picture."""
+    guidance: Annotated[float, Field(ge=0)] = 7.5
+    """Classifier-free guidance; 1 and less turn it off."""
+    offload: bool = False
+    """Whether each network is on the GPU only while it computes: less of its memory, and slower."""
+
+
+class KeptPrediction(_Prior):
+    """What the base predicts for the class from the recipe's own noisy pictures, without other pictures.
+
+    AI Toolkit calls it differential output preservation.
+    """
+
+    source: Literal["prediction"] = Field(default="prediction", alias="from")
+
+
+Prior = Annotated[ClassPictures | KeptPrediction, Field(discriminator="source")]
+"""How the base's knowledge of a class is preserved."""
 
 
 class MethodSpec(Spec):
@@ -50,11 +94,29 @@ class MethodSpec(Spec):
         """Whether the base's own weights are trained, for which they are held in float32."""
         return False
 
+    @property
+    def preserved(self) -> ClassPictures | KeptPrediction | None:
+        """What of the base's knowledge the training keeps, if that is asked for."""
+        return None
+
+    @property
+    def extracted(self) -> Extract | None:
+        """LoRA that is made from the result, if that is asked for."""
+        return None
+
     def stated(self) -> Mapping[str, Any]:
         """As JSON, for the specs of steps, without what a later release added and this recipe does not set."""
         said = self.model_dump(mode="json", by_alias=True)
         chosen = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return {name: value for name, value in said.items() if name in chosen or name in self.always or name == "kind"}
+        found = {name: value for name, value in said.items() if name in chosen or name in self.always or name == "kind"}
+        return found | ({} if self.preserved is None else {"prior": self.preserved.taught()})
+
+
+class Extract(Spec):
+    """A LoRA that is made from a whole checkpoint: the nearest one to what was learned."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Rank of the LoRA's factors; what is lost with a low one stands in `extract.json`."""
 
 
 class WeightsSpec(MethodSpec):
@@ -66,6 +128,8 @@ class WeightsSpec(MethodSpec):
     """Whether the text encoders are trained too; their outputs are then computed in every step, not once."""
     save_precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Number format of the checkpoint that is written; the weights are trained in float32 in any case."""
+    extract: Extract | None = None
+    """LoRA to make from the checkpoint; null for none."""
 
     @property
     def sides(self) -> frozenset[Side]:
@@ -76,6 +140,15 @@ class WeightsSpec(MethodSpec):
     def trains_base(self) -> bool:
         """They are what is trained."""
         return True
+
+    @property
+    def extracted(self) -> Extract | None:
+        """The section `extract`."""
+        return self.extract
+
+    def stated(self) -> Mapping[str, Any]:
+        """Without what is made of the checkpoint afterwards."""
+        return {name: value for name, value in super().stated().items() if name != "extract"}
 
 
 class Layered(MethodSpec):

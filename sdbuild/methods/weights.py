@@ -1,7 +1,8 @@
 """Training of the base's own weights, all or some: what full, partial and DreamBooth fine-tunes share.
 
 The parameters are the networks' own, in float32. The base's values of what is trained are kept once more, so that
-predictions of the base can be had exactly: in the main memory, as many bytes as the trained parameters have.
+predictions of the base can be had exactly: as many bytes as the trained parameters have, in the main memory, or beside
+them where every step asks for the base's prediction.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 from sdbuild.errors import Problem, RecipeError
 from sdbuild.families.contract import DTYPES, Component, Family, KeyMap
 from sdbuild.methods.contract import Adapter, Networks
-from sdbuild.methods.spec import WeightsSpec
+from sdbuild.methods.spec import KeptPrediction, WeightsSpec
 from sdbuild.methods.state import take_over
 from sdbuild.methods.targets import select_parameters
 
@@ -30,14 +31,20 @@ class WeightsAdapter:
     """Networks of which some or all weights are trained."""
 
     def __init__(
-        self, networks: Mapping[Component, nn.Module], named: Named, family: Family | None, save: torch.dtype
+        self,
+        networks: Mapping[Component, nn.Module],
+        named: Named,
+        family: Family | None,
+        *,
+        save: torch.dtype,
+        beside: bool = False,
     ) -> None:
-        """Train some parameters, which hold the base's values still."""
+        """Train some parameters, which hold the base's values still; `beside` keeps these on the same device."""
         self._networks = networks
         self._named = dict(sorted(named.items()))
         self._family = family
         self._save = save
-        self._base = _copied(self._named)
+        self._base = _copied(self._named, None if beside else "cpu")
         self._trained: dict[str, Tensor] | None = None
         """Where the strength is not 1."""
         for parameter in self._named.values():
@@ -125,7 +132,8 @@ class OwnWeights:
         if any(parameter.dtype != torch.float32 for parameter in named.values()):
             message = f"{spec.kind} trains the base's own weights, which must be float32; remove it"
             raise RecipeError([Problem(field="train.base_precision", message=message)])
-        return WeightsAdapter(base.modules, named, base.family, DTYPES[spec.save_precision])
+        often = isinstance(spec.preserved, KeptPrediction)
+        return WeightsAdapter(base.modules, named, base.family, save=DTYPES[spec.save_precision], beside=often)
 
     def apply(
         self, pipeline: Any, base: Networks, spec: WeightsSpec, folder: Path, *, key_map: KeyMap, name: str
@@ -159,9 +167,9 @@ def _named(modules: Mapping[Component, nn.Module], patterns: Sequence[str] | Non
     }
 
 
-def _copied(named: Named) -> dict[str, Tensor]:
+def _copied(named: Named, device: str | None = "cpu") -> dict[str, Tensor]:
     # Those without values, of which only the size is asked, stay where they are.
     return {
-        name: parameter.detach().to("meta" if parameter.is_meta else "cpu", copy=True)
+        name: parameter.detach().to("meta" if parameter.is_meta else device, copy=True)
         for name, parameter in named.items()
     }

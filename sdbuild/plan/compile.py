@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sdbuild.methods.spec import ClassPictures
 from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
 from sdbuild.recipe.captioners import asks_model, is_how, own_models
 from sdbuild.recipe.methods import method_of
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
     from sdbuild.methods.spec import Side
     from sdbuild.recipe.models import Recipe
 
-VERSIONS: Mapping[StepKind, int] = {"images": 1, "captions": 1, "latents": 1, "text": 1, "train": 2, "samples": 2}
+VERSIONS: Mapping[StepKind, int] = {
+    "images": 1,
+    "captions": 1,
+    "prior": 1,
+    "latents": 1,
+    "text": 1,
+    "train": 2,
+    "extract": 1,
+    "samples": 2,
+}
 """Raised by hand when the results of a step kind change for the same spec and inputs."""
 
 
@@ -29,9 +39,12 @@ def plan_resolved(name: str, recipe: Mapping[str, Any], base: Base) -> list[Step
     return list(_steps(name, recipe, base))
 
 
-def trained_components(sides: Collection[Side]) -> tuple[str, ...]:
-    """Parts of the base that training reads, by what the method changes; see `families.description.Part`."""
-    return ("denoiser", "schedule", "vae", *(("text",) if "text" in sides else ()))
+def trained_components(sides: Collection[Side], *, whole: bool = False) -> tuple[str, ...]:
+    """Parts of the base that training reads, by what the method changes; see `families.description.Part`.
+
+    Where it writes a `whole` checkpoint, all that goes into it.
+    """
+    return ("denoiser", "schedule", "vae", *(("text",) if whole or "text" in sides else ()))
 
 
 OPTIONAL: Mapping[str, Any] = {
@@ -161,6 +174,21 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
         views=("captions", "model") if models else ("captions",),
         how={"datasets": [_how(data["caption"]) for data in datasets]} if captioners else {},
     )
+    encoding = _set(recipe["base"], "clip_skip")
+    drawn: tuple[Dep, ...] = ()
+    prior = method.preserved
+    if isinstance(prior, ClassPictures):
+        drawn = (Dep(path=f"{folder}/prior"),)
+        own = prior.model_dump(mode="json", exclude={"source", "weight", "offload"})
+        yield step(
+            "prior",
+            {**own, "resolution": images["resolution"], **encoding},
+            deps=(),
+            outs=(Out(path=f"{folder}/prior"),),
+            views=("base",),
+            components=("index", "denoiser", "schedule", "vae", "text"),
+            how={"offload": True} if prior.offload else {},
+        )
     yield step(
         "latents",
         {
@@ -169,19 +197,19 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             "dtype": "float32",
             **_set(images, "vae_tiling"),
         },
-        deps=(Dep(path=images_file, viewed=True), *folders),
+        deps=(Dep(path=images_file, viewed=True), *folders, *drawn),
         outs=(Out(path=f"{folder}/latents"),),
         views=("pixels", "base"),
         components=("vae",),
     )
     tags = [_set(data, "tags") for data in datasets]
-    encoding = _set(recipe["base"], "clip_skip")
     if not trains_text:
         yield step(
             "text",
             {
                 "empty": train["caption_dropout"] > 0,
                 **({"datasets": tags} if any(tags) else {}),
+                **({} if prior is None else {"prior": prior.prompt}),
                 **encoding,
             },
             deps=(Dep(path=captions_file, viewed=True),),
@@ -211,12 +239,23 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             *([Out(path=f"{folder}/adapters")] if train.get("save_every") else ()),
         ),
         views=("records", "base"),
-        components=trained_components(method.sides),
+        components=trained_components(method.sides, whole=method.trains_base),
         how=how,
         final=True,
     )
+    if method.extracted is not None:
+        yield step(
+            "extract",
+            {"name": name, "sides": sorted(method.sides), "rank": method.extracted.rank},
+            deps=(Dep(path=f"{folder}/adapter"),),
+            outs=(Out(path=f"{folder}/extracted"), Out(path=f"{folder}/extract.json", kind="metric")),
+            views=("base",),
+            components=("denoiser", *(("text",) if trains_text else ())),
+            final=True,
+        )
     if recipe["sample"] is not None:
         along = (Dep(path=f"{folder}/adapters"),) if recipe["sample"].get("every") else ()
+        lora = (Dep(path=f"{folder}/extracted"),) if method.extracted is not None else ()
         refiner = ("refiner/unet",) if recipe["base"].get("refiner") else ()
         sample = {key: value for key, value in recipe["sample"].items() if key != "refine_from" or refiner}
         others = [_source(other) for other in sample.get("adapters", ())]
@@ -231,7 +270,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
                 **encoding,
                 **_learned(train),
             },
-            deps=(Dep(path=f"{folder}/adapter"), *along, *dict.fromkeys(others), *measured),
+            deps=(Dep(path=f"{folder}/adapter"), *along, *lora, *dict.fromkeys(others), *measured),
             outs=(
                 Out(path=f"{folder}/samples"),
                 *((Out(path=f"{folder}/samples.metrics.json", kind="metric"),) if measured else ()),

@@ -62,8 +62,9 @@ def scalar(text: str) -> str:
 def _stage(step: Step) -> Iterator[str]:
     yield f"  {step.stage}:"
     yield f"    cmd: {scalar(step.command)}"
-    yield "    deps:"
-    yield from (f"    - {scalar(dep.path)}" for dep in sorted(step.deps, key=lambda dep: dep.path))
+    if step.deps:
+        yield "    deps:"
+        yield from (f"    - {scalar(dep.path)}" for dep in sorted(step.deps, key=lambda dep: dep.path))
     yield "    params:"
     yield f"    - {scalar(step.params_file)}:"
     yield f"      - {step.params_key}"

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sdbuild.recipe.names import dvc_name
 
-StepKind = Literal["images", "captions", "latents", "text", "train", "samples"]
+StepKind = Literal["images", "captions", "prior", "latents", "text", "train", "extract", "samples"]
 STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
 
 View = Literal["pictures", "captions", "pixels", "texts", "records", "base", "model"]

@@ -202,7 +202,8 @@ def _suggestion(key: str) -> str:
     known = list(dict.fromkeys(_known()))
     last = {each.rpartition(".")[2]: each for each in reversed(known)}
     word = key.rpartition(".")[2].lower()
-    near = [last[word]] if word in last else difflib.get_close_matches(key.lower(), known, n=1)
+    same = [each for each in known if each.rpartition(".")[2] == word]
+    near = difflib.get_close_matches(key.lower(), same or known, n=1, cutoff=0 if same else 0.6)
     near = near or [last[each] for each in difflib.get_close_matches(word, last, n=1)]
     return f" (did you mean {near[0]}?)" if near else "; name it in full, such as method.rank"
 

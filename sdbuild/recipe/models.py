@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from sdbuild.methods.lora.spec import Lora
+from sdbuild.methods.spec import KeptPrediction
 from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Method
@@ -79,6 +80,9 @@ class Recipe(Spec):
                 "(with precision: bfloat16 they are float32 and computed in bfloat16), or choose method lora"
             )
             yield "train.base_precision", message
+        if isinstance(self.method.preserved, KeptPrediction) and self.train.prediction != "base":
+            message = "the base's prediction is kept, and the adapter learns another one; set train.prediction: base"
+            yield "method.prior.from", message
         if self.train.learning_rates.embeddings is not None and not self.method.words:
             yield "train.learning_rates.embeddings", f"{self.method.kind} learns no tokens; remove it"
 
@@ -90,6 +94,21 @@ class Recipe(Spec):
             yield "sample.every", f"draws adapters that are kept on the way; set train.save_every: {drawn} too"
         elif drawn is not None and saved is not None and drawn % saved:
             yield "sample.every", f"{drawn} is not a multiple of train.save_every {saved}; choose one"
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is allowed and hardly meant."""
+        prior = self.method.preserved
+        for index, dataset in enumerate(self.datasets if prior else ()):
+            assert prior is not None
+            trigger, class_prompt = (text.lower().split() for text in (dataset.trigger, prior.prompt))
+            named = f"datasets.{index}.trigger {dataset.trigger!r}"
+            if trigger and set(trigger) <= set(class_prompt):
+                yield f"method.prior.prompt {prior.prompt!r} holds {named}; the class is named without the rare word"
+            elif len(trigger) > 1 and not set(trigger) & set(class_prompt):
+                yield (
+                    f"method.prior.prompt {prior.prompt!r} shares no word with {named}; "
+                    "it names the class that the subject belongs to"
+                )
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.

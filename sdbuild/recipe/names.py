@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-STEPS = ("images", "captions", "prior", "latents", "text", "train", "samples")
+STEPS = ("images", "captions", "prior", "latents", "text", "train", "extract", "samples")
 RESERVED = frozenset(
     {
         *("auto", "clean", "dumpdb", "forget", "help", "ignore", "info", "list", "reset-dep"),

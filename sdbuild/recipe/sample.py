@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from sdbuild.recipe.places import adapter_file, other_recipe
-from sdbuild.recipe.spec import Distinct, Seed, Spec, Text
+from sdbuild.recipe.spec import Distinct, Sampler, Seed, Spec, Text
 
 
 class OtherAdapter(Spec):
@@ -40,7 +40,7 @@ class Sample(Spec):
     """Seeds of the first noise; the same seed is the same noise at every strength."""
     strengths: Distinct[float] = (0.0, 1.0)
     """Strengths of the adapter; 0 is the base alone."""
-    scheduler: Literal["ddim", "ddpm", "euler", "euler-a", "dpm++"] = "dpm++"
+    scheduler: Sampler = "dpm++"
     """Sampler, by the name that people know."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Denoising steps a picture."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -95,4 +95,6 @@ Distinct = Annotated[Some[Item], AfterValidator(_unique)]
 Choice = Annotated[tuple[Item, ...], Field(strict=False), AfterValidator(_unique)]
 """A list, perhaps empty, with no entry twice."""
 Text = Annotated[str, Field(min_length=1)]
+Sampler = Literal["ddim", "ddpm", "euler", "euler-a", "dpm++"]
+"""What draws pictures, by the name that people know."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

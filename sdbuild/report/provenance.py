@@ -224,10 +224,10 @@ def _spec(header: Header) -> Mapping[str, Any] | None:
 def _embedded_base(digest: str, spec: Mapping[str, Any] | None) -> str | None:
     """Name of the embedded base whose content this is."""
     try:
-        sides = method_of((spec or {}).get("method", {})).sides
+        method = method_of((spec or {}).get("method", {}))
+        components = trained_components(method.sides, whole=method.trains_base)
     except ValidationError:
-        sides = frozenset({"denoiser"})
-    components = trained_components(sides)
+        components = trained_components({"denoiser"})
     for name in embedded():
         try:
             if base_digest(BASES / name, components, md5_file) == digest:

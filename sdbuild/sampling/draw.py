@@ -21,6 +21,14 @@ class Strength(Protocol):
         """Multiply the adapter's effect; 0 is the base exactly, 1 what was trained."""
 
 
+class BaseAlone:
+    """No adapter."""
+
+    def set_strength(self, strength: float) -> None:
+        """There is nothing to multiply."""
+        assert strength == 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What all pictures of a grid share."""
@@ -33,7 +41,7 @@ class Settings:
     width: int
     height: int
     refine_from: float = 1.0
-    """Share of the steps after which a refiner goes on, where the base has one."""
+    """Share of the steps after which a refiner goes on, where the base has one; at 1 none does."""
     prediction: str | None = None
     """What the adapter predicts, where that is not what the base does; see `make_scheduler`."""
     zero_terminal_snr: bool = False
@@ -96,7 +104,7 @@ def draw(
     adapted = make_scheduler(
         settings.scheduler, own, prediction=settings.prediction, zero_terminal_snr=settings.zero_terminal_snr
     )
-    refiner = family.refiner(pipeline)
+    refiner = family.refiner(pipeline) if settings.refine_from < 1 else None
     for sample in wanted:
         adapter.set_strength(sample.strength)
         pipeline.scheduler = adapted if sample.strength else alone
@@ -132,15 +140,16 @@ def _said(prompt: str, negative: str, family: Family, text: TextEncoder) -> dict
     return family.embedded(condition, against)
 
 
-def parameters(sample: Sample, settings: Settings, adapter: str) -> str:
+def parameters(sample: Sample, settings: Settings, adapter: str, *, whole: bool = False) -> str:
     """Describe a picture as A1111 does in the PNG text chunk `parameters`.
 
     Args:
         sample: what was drawn.
         settings: and how.
         adapter: name of its file without ending, as A1111's ``<lora:name:strength>`` wants it.
+        whole: that file is a whole checkpoint, which is told as the model where it is alone what draws.
     """
-    lora = f" <lora:{adapter}:{sample.strength:g}>" if sample.strength else ""
+    lora = f" <lora:{adapter}:{sample.strength:g}>" if sample.strength and not whole else ""
     lines = [f"{sample.prompt}{lora}"]
     if settings.negative:
         lines.append(f"Negative prompt: {settings.negative}")
@@ -150,6 +159,7 @@ def parameters(sample: Sample, settings: Settings, adapter: str) -> str:
         "CFG scale": f"{settings.guidance:g}",
         "Seed": sample.seed,
         "Size": f"{settings.width}x{settings.height}",
+        **({"Model": adapter} if whole and sample.strength == 1 else {}),
     }
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
     return "\n".join(lines)

@@ -18,9 +18,11 @@ class Inputs:
     """Folder of the base model in diffusers layout."""
     images: Path | None = None
     captions: Path | None = None
+    prior: Path | None = None
     latents: Path | None = None
     text: Path | None = None
     adapter: Path | None = None
+    extracted: Path | None = None
     adapters: Path | None = None
     """Those that were kept on the way to it."""
     trackers: Path | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdbuild import families
 from sdbuild.data.buckets import Size
 from sdbuild.data.items import ItemStore, export, reuse
-from sdbuild.data.records import ImageRecord, iter_images, write_lines
+from sdbuild.data.records import ImageRecord, iter_images, read_class_pictures, write_lines
 from sdbuild.data.wanted import WantedLatent, wanted_latents
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.digest import read_digest
@@ -45,7 +45,11 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     assert inputs.images is not None
     assert inputs.base is not None
     records = (row for row in iter_images(inputs.images) if isinstance(row, ImageRecord))
-    wanted = wanted_latents(records, spec, read_digest(spec, inputs.base, COMPONENTS))
+    digest = read_digest(spec, inputs.base, COMPONENTS)
+    own = wanted_latents(records, spec, digest)
+    drawn = read_class_pictures(inputs.prior, inputs.project) if inputs.prior else []
+    prior = wanted_latents(drawn, spec, digest)
+    wanted = own | prior
     store = ItemStore(context.items / "latents", warn=context.warn)
     previous = reuse(context.previous / "latents")
     missing = store.missing(wanted, previous)
@@ -55,7 +59,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         items = _encode(chosen, encoder, inputs.project, spec["background"], context)
         store.fill(_with_geometry(items, wanted) if families.describe(inputs.base).geometry else items)
     export(wanted, out / "latents", [previous, store])
-    write_lines(out / "latents" / "index.jsonl", _index(wanted))
+    write_lines(out / "latents" / "index.jsonl", [*_index(own), *({**row, "prior": True} for row in _index(prior))])
     return Items(total=len(wanted), computed=len(missing))
 
 

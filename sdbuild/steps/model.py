@@ -14,6 +14,7 @@ from sdbuild import methods
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.contract import Component, Denoiser, Family, TextEncoder
 from sdbuild.methods.contract import Adapter, Networks, Strength
+from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
 from sdbuild.methods.spec import Layered, MethodSpec
 from sdbuild.training.precision import Precision, checkpoint_gradients
@@ -95,7 +96,7 @@ def apply(pipeline: Any, family: Family, own: Trained, others: Sequence[Other] =
 
 def _turn(adapter: Other) -> int:
     """When to add it: first what looks for layers by their names, then LoRAs, which wrap the base's, then their kin."""
-    if adapter.trained is None or adapter.trained.method.kind == "lora":
+    if adapter.trained is None or isinstance(adapter.trained.method, Lora):
         return 1
     return 2 if isinstance(adapter.trained.method, Layered) else 0
 

@@ -29,6 +29,8 @@ class Data:
     captions: Sequence[CaptionRecord]
     examples: Sequence[Example]
     holdout: Sequence[Example]
+    class_pictures: Sequence[Example]
+    """Drawn by the base."""
     digest: str
     skipped: int
     """Pictures that could not be used."""
@@ -70,7 +72,7 @@ def write_adapter(
             prediction_type=prediction_type,
             resolution=resolution,
         ),
-        **metadata.kohya(family, spec, data.examples, data.captions),
+        **metadata.kohya(family, spec, data.examples, data.captions, class_pictures=len(data.class_pictures)),
         **adapter.summary(),
         **metadata.lineage(made, data=data.digest, pictures=pictures(data.examples), holdout=pictures(data.holdout)),
         **({} if step is None else {"ss_steps": str(step), "sdbuild.step": str(step)}),
@@ -133,6 +135,8 @@ def write_figures(
         "seconds": round(state.seconds, 3),
         "memory": memory,
     }
+    if data.class_pictures:
+        metrics["class_pictures"] = len(data.class_pictures)
     if settings.early_stop:
         metrics |= {"best_step": kept_step(settings, state), "stopped_early": state.step < settings.steps}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

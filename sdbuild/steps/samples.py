@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbuild.methods.lora.spec import Lora
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.contract import Context, Inputs, Items
 
 if TYPE_CHECKING:
     from sdbuild.families.contract import Family
+    from sdbuild.methods.spec import MethodSpec
     from sdbuild.sampling.draw import Sample, Settings
     from sdbuild.steps.model import Other
 
@@ -64,7 +66,9 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     wanted = samples(spec["prompts"], spec["seeds"], spec["strengths"])
     whole = samples(spec["prompts"], spec["seeds"], [1.0])
     missing = whole if along and 1 not in spec["strengths"] else []
-    total = len(wanted) + len(missing) + (len(whole) * len(along.steps) if along else 0)
+    total = (
+        len(wanted) + len(missing) + len(whole) * ((len(along.steps) if along else 0) + (1 if inputs.extracted else 0))
+    )
     family = families.load(inputs.base, clip_skip=spec.get("clip_skip", 1))
     folder = out / "samples"
     folder.mkdir()
@@ -73,8 +77,15 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         family=family, spec=spec, settings=settings, others=others, folder=folder, context=context, total=total
     )
     listed = brush.draw(inputs.adapter, spec["name"], [*wanted, *missing])
-    brush.grid("grid.png", [_caption(strength, len(others)) for strength in spec["strengths"]], listed[: len(wanted)])
     content: dict[str, Any] = {"pictures": listed[: len(wanted)]}
+    columns = [_caption(strength, len(others)) for strength in spec["strengths"]]
+    shown: list[Mapping[str, Any]] = list(content["pictures"])
+    if inputs.extracted is not None:
+        found = brush.draw(inputs.extracted, spec["name"], whole, "extracted/", method=Lora())
+        shown = [row for number, last in enumerate(found) for row in (*_row(shown, number, len(columns)), last)]
+        columns.append("extracted LoRA")
+        content["extracted"] = found
+    brush.grid("grid.png", columns, shown)
     if along is not None:
         content["progress"] = _draw_progress(brush, along, whole, listed)
     _write_list(folder / "samples.json", spec, content)
@@ -82,6 +93,10 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         figures = _measure(family, inputs, folder, content["pictures"], context)
         (out / "samples.metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return Items(total=total, computed=total)
+
+
+def _row(listed: Sequence[Mapping[str, Any]], number: int, length: int) -> Sequence[Mapping[str, Any]]:
+    return listed[number * length : (number + 1) * length]
 
 
 def _draw_progress(
@@ -113,8 +128,13 @@ class _Brush:
     """Pictures of the whole step."""
     done: int = 0
 
-    def draw(self, adapter: Path, name: str, wanted: Sequence[Sample], under: str = "") -> list[dict[str, Any]]:
-        """Draw with the adapter in a folder that was exported under a name; return rows of `samples.json`."""
+    def draw(
+        self, adapter: Path, name: str, wanted: Sequence[Sample], under: str = "", method: MethodSpec | None = None
+    ) -> list[dict[str, Any]]:
+        """Draw with the adapter in a folder that was exported under a name; return rows of `samples.json`.
+
+        It is of the recipe's method unless another is given.
+        """
         from accelerate import PartialState
         from PIL.PngImagePlugin import PngInfo
 
@@ -123,7 +143,7 @@ class _Brush:
 
         spec = self.spec
         self.context.progress(self.done, self.total, "pictures")
-        own = Trained(method=method_of(spec["method"]), folder=adapter, name=name)
+        own = Trained(method=method or method_of(spec["method"]), folder=adapter, name=name)
         add = partial(apply, family=self.family, own=own, others=self.others)
         pipeline, added = load_pipeline(self.family, PartialState().device, add, offload="offload" in spec)
         (self.folder / under).mkdir(exist_ok=True)
@@ -132,7 +152,7 @@ class _Brush:
             number = spec["prompts"].index(sample.prompt)
             file = f"{under}{number:02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"
             chunk = PngInfo()
-            chunk.add_text("parameters", parameters(sample, self.settings, name))
+            chunk.add_text("parameters", parameters(sample, self.settings, name, whole=own.method.trains_base))
             picture.save(self.folder / file, pnginfo=chunk)
             listed.append({"file": file, "prompt": sample.prompt, "seed": sample.seed, "strength": sample.strength})
             self.done += 1

@@ -19,6 +19,7 @@ from sdbuild.data.records import count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
 from sdbuild.families.contract import FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter, Staged
+from sdbuild.methods.spec import MethodSpec
 from sdbuild.recipe.libraries import tracker_missing
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
@@ -26,6 +27,7 @@ from sdbuild.steps import fit, results
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.steps.largest import largest_of
 from sdbuild.steps.model import Model, assemble
+from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
 from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.along import Along
@@ -76,8 +78,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     precision = Precision(compute=settings.precision, base=held)
     optimizers.check(settings.optimizer, device)
     precision.check(device)
-    data = read_data(spec, inputs)
-    _need_words(method_of(spec["method"]).words, data)
+    data = read_data(spec, inputs, method)
+    _need_words(method.words, data)
     sampler = sampler_of(
         data.examples, spec["datasets"], batch=settings.batch * settings.accumulate, seed=settings.seed
     )
@@ -109,13 +111,14 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             "device": device,
         }
         batches = Batches(
-            choose=lambda step: [data.examples[index] for index in sampler.batch(step)],
+            choose=records_of(method, data, sampler, settings),
             size=settings.batch,
             seed=settings.seed,
             caption_dropout=settings.caption_dropout,
             timestep_of=timesteps.chooser(settings.timesteps.model_dump(), schedule),
             colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
             share=processes.share,
+            base_conditions=as_the_base(parts["conditions"], model.adapter),
             **parts,
         )
         losses_of = _losses(model, objective, precision, device)
@@ -148,7 +151,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     return Items(total=state.step, computed=state.computed)
 
 
-def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
+def read_data(spec: Mapping[str, Any], inputs: Inputs, method: MethodSpec) -> Data:
     """Read what earlier steps made."""
     assert inputs.captions is not None
     assert inputs.latents is not None
@@ -161,6 +164,7 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs) -> Data:
         captions=captions,
         examples=examples,
         holdout=holdout,
+        class_pictures=class_pictures(method, inputs.latents),
         digest=data_digest(captions, folders),
         skipped=count_skipped(inputs.captions),
     )
@@ -183,7 +187,7 @@ def _conditions(model: Model, data: Data, inputs: Inputs, settings: Train, devic
         return Encoded(tokenize=model.text.tokenize, condition=model.text.condition, device=device)
     assert inputs.text is not None
     keys = read_texts(inputs.text)
-    wanted = {text for example in (*data.examples, *data.holdout) for text in example.texts}
+    wanted = {text for example in (*data.examples, *data.holdout, *data.class_pictures) for text in example.texts}
     missing = (wanted | {""} if settings.caption_dropout else wanted) - keys.keys()
     if missing:
         raise StepError(f"no text item for {min(missing)!r}; build the text step again")
@@ -215,18 +219,24 @@ def _losses(
     model: Model, objective: Objective, precision: Precision, device: torch.device
 ) -> Callable[[Batch], Tensor]:
     """Return the function from a batch to its records' losses."""
-    predict = model.denoiser.predict
     dtype = precision.dtype
 
-    def losses_of(batch: Batch) -> Tensor:
+    def predict(batch: Batch, seen: Mapping[str, Tensor]) -> Tensor:
         with precision.autocast(device):
             noisy = objective.noisy(batch.x, batch.shown, batch.timesteps)
             condition = {
-                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in batch.condition.items()
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in seen.items()
             }
-            prediction = predict(noisy.to(dtype), batch.timesteps, condition)
-        losses = objective.losses(prediction, batch.x, batch.noise, batch.timesteps, batch.mask)
+            return model.denoiser.predict(noisy.to(dtype), batch.timesteps, condition)
+
+    def losses_of(batch: Batch) -> Tensor:
+        if batch.base_condition is None:
+            prediction = predict(batch, batch.condition)
+            losses = objective.losses(prediction, batch.x, batch.noise, batch.timesteps, batch.mask)
+        else:
+            with torch.no_grad(), model.adapter.disabled():
+                kept = predict(batch, batch.base_condition)
+            losses = (predict(batch, batch.condition).float() - kept.float()).square().mean(dim=(1, 2, 3))
         return losses if batch.weights is None else losses * batch.weights
 
     return losses_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -40,7 +41,9 @@ class Example:
     mask_minimum: float = 0.0
     """Weight of what its mask leaves out."""
     weight: float = 1.0
-    """Of its loss: below 1 for pictures that only keep what the base knows (DreamBooth, Ruiz et al. 2023, eq. 2)."""
+    """Of its loss: that of pictures that only keep what the base knows (DreamBooth, Ruiz et al. 2023, eq. 2)."""
+    kept: bool = False
+    """What is to be predicted is what the base predicts."""
 
     @property
     def name(self) -> str:
@@ -72,6 +75,8 @@ class Batch:
     """Of the records' losses, [B]; all 1 without."""
     mask: Tensor | None = None
     """Weight of each place of the latent in the loss, float32 [B, 1, h, w] in [0, 1]; None where all of it counts."""
+    base_condition: Mapping[str, Tensor] | None = None
+    """Condition for the base, whose prediction is the target then."""
 
 
 class Conditions(Protocol):
@@ -160,15 +165,19 @@ class Batches:
     colour: Colour = WHITE
     share: Callable[[int], tuple[int, int]] | None = None
     """Start and end, of so many records, of those that this process computes; all of them without it."""
+    base_conditions: Conditions | None = None
+    """As the base has them, for records whose target is its prediction."""
 
     def __call__(self, step: int) -> Iterator[Batch]:
-        """Yield this process's share of the step's records, `size` at a time, in the order chosen."""
+        """Yield this process's share of the step's records, `size` of one kind at a time, in the order chosen."""
         examples = self.choose(step)
-        keys = distinct(example.key for example in examples)
-        first, end = self.share(len(keys)) if self.share else (0, len(keys))
-        for start in range(first, end, self.size):
-            part = slice(start, min(start + self.size, end))
-            yield self._batch(step, keys[part], examples[part])
+        pairs = list(zip(distinct(example.key for example in examples), examples, strict=True))
+        first, end = self.share(len(pairs)) if self.share else (0, len(pairs))
+        for _, alike in groupby(pairs[first:end], key=lambda pair: (pair[1].shape, pair[1].kept)):
+            run = list(alike)
+            for start in range(0, len(run), self.size):
+                part = run[start : start + self.size]
+                yield self._batch(step, [key for key, _ in part], [example for _, example in part])
 
     def _batch(self, step: int, keys: Sequence[str], examples: Sequence[Example]) -> Batch:
         """Assemble a batch on the CPU and send it to the device."""
@@ -195,6 +204,8 @@ class Batches:
             "" if drawn.without_caption else example.text_at(self.seed, step, key)
             for key, (example, drawn) in zip(keys, pairs, strict=True)
         ]
+        seen = geometry(items, self.device)
+        kept = self.base_conditions if examples[0].kept else None
         send = partial(Tensor.to, device=self.device, non_blocking=True)
         sent = send(torch.stack(noise))
         return Batch(
@@ -202,9 +213,10 @@ class Batches:
             noise=sent,
             shown=send(torch.stack(shown)) if self.colour.perturbation else sent,
             timesteps=send(torch.tensor(self._timesteps(draws, chances))),
-            condition=self.conditions(texts) | geometry(items, self.device),
+            condition=self.conditions(texts) | seen,
             weights=_weights(examples, self.device),
             mask=masks(examples, items, self.device),
+            base_condition=None if kept is None else kept(texts) | seen,
         )
 
     def _timesteps(self, draws: Sequence[Draw], chances: Sequence[Chance]) -> list[int]:

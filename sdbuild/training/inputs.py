@@ -35,7 +35,8 @@ def read_examples(
     reader = ShardReader(latents)
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(_rows(latents), key=lambda row: (row["digest"], row["flip"])):
-        rows.setdefault(row["digest"], []).append(row)
+        if "prior" not in row:
+            rows.setdefault(row["digest"], []).append(row)
     split: dict[str, list[Example]] = {"train": [], "holdout": []}
     for record in sorted(captions, key=lambda record: record.key):
         shapes: dict[tuple[int, ...], list[str]] = {}
@@ -60,6 +61,28 @@ def read_examples(
                 )
             )
     return split["train"], split["holdout"]
+
+
+def read_class_examples(latents: Path, *, prompt: str, weight: float) -> list[Example]:
+    """Return the pictures that the base drew of a class, sorted by key."""
+    reader = ShardReader(latents)
+    rows: dict[str, list[str]] = {}
+    for row in sorted(_rows(latents), key=lambda row: (row["digest"], row["flip"])):
+        if "prior" in row:
+            rows.setdefault(row["digest"], []).append(row["key"])
+    return [
+        Example(
+            key=f"prior:{digest}",
+            digest=digest,
+            dataset=-1,
+            text=prompt,
+            texts=(prompt,),
+            latents=tuple(keys),
+            shape=_shape(reader, keys[0]),
+            weight=weight,
+        )
+        for digest, keys in sorted(rows.items())
+    ]
 
 
 def sampler_of(

@@ -64,7 +64,12 @@ def modelspec(family: Family, *, kind: str, name: str, prediction_type: str, res
 
 
 def kohya(
-    family: Family, spec: Mapping[str, Any], examples: Sequence[Example], captions: Sequence[CaptionRecord]
+    family: Family,
+    spec: Mapping[str, Any],
+    examples: Sequence[Example],
+    captions: Sequence[CaptionRecord],
+    *,
+    class_pictures: int = 0,
 ) -> dict[str, str]:
     """Return the usual ``ss_*`` fields; those of the network come from the adapter."""
     train = spec["train"]
@@ -90,7 +95,7 @@ def kohya(
         "ss_max_grad_norm": str(train["clip"] or 0.0),
         **objective(train),
         "ss_num_train_images": str(sum(example.repeats for example in examples)),
-        "ss_num_reg_images": "0",
+        "ss_num_reg_images": str(class_pictures),
         "ss_v2": str(family.ss_base_model_version.startswith("sd_v2")),
         "ss_tag_frequency": json.dumps(tag_frequency(trained, spec["datasets"]), ensure_ascii=False),
     }

@@ -12,12 +12,16 @@ from sdbuild.plan.model import STEP_KINDS, Step
 from sdbuild.recipe.load import load_recipe
 from tests.conftest import RECIPE
 
+PRIOR: dict[str, Any] = {"kind": "dreambooth_lora", "prior": {"from": "pictures", "prompt": "cat"}}
+
 
 def steps(root: Path, **changes: Mapping[str, Any] | None) -> dict[str, Step]:
     content = {**RECIPE, "base": {"model": "org/base"}}
     for section, change in changes.items():
         if section == "datasets":
             content[section] = [{**content[section][0], **(change or {})}]
+        elif section == "method" and change and "kind" in change:
+            content[section] = change
         else:
             content[section] = {**content.get(section, {}), **change} if change is not None else None
     (root / "recipes").mkdir(exist_ok=True)
@@ -35,8 +39,37 @@ def test_steps_come_in_an_order_in_which_they_can_run(tmp_path: Path) -> None:
 
 
 def test_a_step_of_every_kind_has_a_version(tmp_path: Path) -> None:
-    assert set(VERSIONS) == set(STEP_KINDS) == set(steps(tmp_path))
-    assert all(step.spec["version"] == VERSIONS[step.kind] for step in steps(tmp_path).values())
+    found = steps(tmp_path, method={**PRIOR, "kind": "dreambooth", "extract": {"rank": 4}})
+    assert list(VERSIONS) == list(STEP_KINDS) == list(found)
+    assert all(step.spec["version"] == VERSIONS[step.kind] for step in found.values())
+
+
+def test_a_prior_concerns_the_steps_that_it_goes_through_and_no_others(tmp_path: Path) -> None:
+    without, found = steps(tmp_path, method={"kind": "dreambooth_lora"}), steps(tmp_path, method=PRIOR)
+    assert "prior" not in without
+    for kind in ("images", "captions", "latents"):
+        assert found[kind].spec == without[kind].spec
+    assert {dep.path for dep in found["latents"].deps} - {dep.path for dep in without["latents"].deps} == {
+        "build/cat/prior"
+    }
+    assert found["text"].spec["prior"] == "cat"
+    assert found["train"].spec["method"]["prior"] == {"from": "pictures", "prompt": "cat", "weight": 1.0}
+    more = steps(tmp_path, method=PRIOR | {"prior": PRIOR["prior"] | {"pictures": 7, "offload": True}})
+    assert [kind for kind, step in more.items() if step.spec != found[kind].spec] == ["prior"]
+    assert more["prior"].how == {"offload": True}
+    kept = steps(tmp_path, method=PRIOR | {"prior": {"from": "prediction", "prompt": "cat"}})
+    assert "prior" not in kept
+    assert kept["text"].spec["prior"] == "cat"
+    assert kept["latents"].deps == without["latents"].deps
+
+
+def test_an_extraction_concerns_no_other_step(tmp_path: Path) -> None:
+    without = steps(tmp_path, method={"kind": "full"})
+    found, other = (steps(tmp_path, method={"kind": "full", "extract": {"rank": rank}}) for rank in (4, 8))
+    assert found.keys() - without.keys() == {"extract"}
+    assert all(found[kind].spec == without[kind].spec for kind in without)
+    assert [kind for kind in without if found[kind].deps != without[kind].deps] == ["samples"]
+    assert [kind for kind, step in other.items() if step.spec != found[kind].spec] == ["extract"]
 
 
 def test_no_text_step_where_the_text_side_trains(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from sdbuild.methods.lora.spec import TimestepRanks
-from sdbuild.methods.spec import Part
+from sdbuild.methods.spec import ClassPictures, Extract, KeptPrediction, Part
 from sdbuild.recipe import captioners, captions, dataset, methods, models, sample, train
 from sdbuild.recipe.load import load_project
 from sdbuild.recipe.spec import descriptions
@@ -24,6 +24,7 @@ MODELS: list[type[BaseModel]] = [
     sample.OtherAdapter,
     *(captioners.Anthropic, captioners.OpenAI, captioners.Transformers, captioners.Pass, captioners.Prices),
     *(TimestepRanks, Part),
+    *(ClassPictures, KeptPrediction, Extract),
     *(dataset.Dataset, dataset.Images, dataset.Buckets, dataset.Tags),
     *(dataset.AlphaMask, dataset.SidecarMask, dataset.FolderMask),
     *(train.LearningRates, train.Huber, train.SmoothL1, train.MinSnr, train.Noise, train.Ema, train.EarlyStop),

@@ -44,6 +44,8 @@ def test_only_entries_of_lists_require_keys() -> None:
         "Template": ["text"],
         "FolderMask": ["folder"],
         "Token": ["token"],
+        "ClassPictures": ["prompt"],
+        "KeptPrediction": ["prompt"],
     }
     assert required == {**lists, **captioners, "Prices": ["input", "output"]}
 

@@ -132,7 +132,11 @@ def test_samples_are_in_reading_order() -> None:
 )
 def test_parameters_read_as_a1111s(strength: float, negative: str, text: str) -> None:
     settings = Settings(scheduler="dpm++", steps=3, guidance=4.0, negative=negative, width=64, height=48)
-    assert parameters(Sample(prompt="a cat", seed=5, strength=strength), settings, "mine") == text
+    sample = Sample(prompt="a cat", seed=5, strength=strength)
+    assert parameters(sample, settings, "mine") == text
+    assert "mine" not in parameters(sample, settings, "mine", whole=True)
+    last = parameters(Sample(prompt="a cat", seed=5, strength=1.0), settings, "mine", whole=True).splitlines()[-1]
+    assert last.endswith("Size: 64x48, Model: mine")
 
 
 class Recorder:

@@ -1,0 +1,23 @@
+"""What recipes can say about DreamBooth."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sdbuild.methods.spec import ClassPictures, KeptPrediction, Prior, WeightsSpec
+
+
+class Dreambooth(WeightsSpec):
+    """DreamBooth (Ruiz et al., 2023): a full fine-tune on few pictures of a subject, named by a rare word."""
+
+    kind: Literal["dreambooth"] = "dreambooth"
+    prior: Prior | None = None
+    """How the subject's class is preserved, which few pictures would overwrite; null for not at all."""
+
+    @property
+    def preserved(self) -> ClassPictures | KeptPrediction | None:
+        """The section `prior`."""
+        return self.prior
+
+
+SPEC = Dreambooth

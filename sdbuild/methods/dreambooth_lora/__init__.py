@@ -1,0 +1,1 @@
+"""DreamBooth with LoRA."""
