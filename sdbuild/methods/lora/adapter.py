@@ -34,7 +34,7 @@ from sdbuild.methods.targets import select
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-FIRST, SECOND, LENGTHS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+FIRST, SECOND, LENGTHS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
 """Diffusers' names of the factors, and of DoRA's lengths."""
 
 
