@@ -58,6 +58,7 @@ def state(work: Work) -> dict[str, Any]:
             found[str(path.relative_to(work.root))] = hashlib.sha256(path.read_bytes()).hexdigest()
     metrics = json.loads(work.read("build/cat/metrics.json"))
     assert metrics.pop("seconds") >= 0
+    assert metrics.pop("memory") > 0
     lock = work.read("dvc.lock").decode().splitlines()
     start = next(number for number, line in enumerate(lock) if line.strip() == "- path: build/cat/metrics.json")
     return {**found, "build/cat/metrics.json": metrics, "dvc.lock": lock[:start] + lock[start + 4 :]}

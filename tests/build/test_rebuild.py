@@ -82,4 +82,5 @@ def test_six_recipes_are_rebuilt_in_a_clone(empty: Work, tmp_path: Path) -> None
             assert clone.read(f"build/{name}/{out}") == empty.read(f"build/{name}/{out}"), f"{name}: {out}"
         metrics = [json.loads(work.read(f"build/{name}/metrics.json")) for work in (empty, clone)]
         assert [each.pop("seconds") > 0 for each in metrics] == [True, True]
+        assert [each.pop("memory") > 0 for each in metrics] == [True, True]
         assert metrics[0] == metrics[1], name

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from sdbuild.errors import DataError, RecipeError, StepError
 from sdbuild.families.contract import FlowSchedule, NoiseSchedule
+from sdbuild.recipe.train import deciding
 from sdbuild.steps import train
 from sdbuild.steps.contract import Inputs, Items
 from sdbuild.training.examples import Batch
@@ -53,7 +54,7 @@ def digests(folder: Path) -> dict[str, str]:
         if path.is_file():
             data = path.read_bytes()
             if path.name == "metrics.json":
-                data = json.dumps(json.loads(data) | {"seconds": 0}).encode()
+                data = json.dumps(json.loads(data) | {"seconds": 0, "memory": 0}).encode()
             found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
     return found
 
@@ -70,7 +71,7 @@ def test_writes_adapter_metrics_and_losses(tmp_path: Path, inputs: Inputs) -> No
         "metrics.json",
     ]
     metrics = json.loads((out / "metrics.json").read_text())
-    assert {"train_loss", "validation_loss", "steps", "pictures", "holdout", "seconds"} <= metrics.keys()
+    assert {"train_loss", "validation_loss", "steps", "pictures", "holdout", "seconds", "memory"} <= metrics.keys()
     assert (metrics["steps"], metrics["pictures"], metrics["holdout"]) == (6, 4, 2)
     assert metrics["validation_loss"]["base"] != metrics["validation_loss"]["adapter"]
     lines = (out / "loss.csv").read_text().splitlines()
@@ -97,7 +98,8 @@ def test_header_says_what_the_adapter_is_and_was_made_of(tmp_path: Path, inputs:
     assert (header["ss_network_dim"], header["ss_network_alpha"], header["ss_steps"]) == ("2", "1.0", "6")
     assert json.loads(header["ss_tag_frequency"])["1_dataset0"]["picture number 3"] == 1
     assert header["sdbuild.recipe"] == "tiny"
-    assert json.loads(header["sdbuild.spec"]) == make_spec(method={"alpha": 1.0})
+    spec = make_spec(method={"alpha": 1.0})
+    assert json.loads(header["sdbuild.spec"]) == {**spec, "train": deciding(spec["train"])}
     assert (header["sdbuild.pictures"], header["sdbuild.holdout"]) == ("4", "2")
     assert header["sdbuild.base_digest"] == "0" * 64
     assert {"sdbuild.recipe_digest", "sdbuild.data_digest", "sdbuild.torch_version"} <= header.keys()
