@@ -21,6 +21,8 @@ from tests.tiny import make_pipeline
 
 SIDES = {"sd1": 512, "sdxl": 1024, "sd3-medium": 1024}
 DENOISERS = {"sd1": "unet", "sdxl": "unet", "sd3-medium": "transformer"}
+BUFFERS = {"sd3-medium": 192 * 192 * 1536}
+"""Numbers of networks that are no parameters: places of patches."""
 EVERYTHING = [
     *("to_q", "to_k", "to_v", "to_out.0", "ff.net.*", "proj_in", "proj_out"),
     *("time_emb_proj", "conv_shortcut", "time_embedding.*"),
@@ -74,19 +76,20 @@ def test_published_models_are_predicted_at_full_size(name: str, tmp_path: Path) 
     rows = {row["name"]: row for row in found["settings"]}
     own = rows["this recipe"]["memory"]
     weights = 4 * SIZES[name][DENOISERS[name]]
-    assert own["base"] == pytest.approx(weights, rel=0.001)
+    beside = 4 * BUFFERS.get(name, 0)
+    assert own["base"] == pytest.approx(weights + beside, rel=0.001)
     assert own["adapter"] == 4 * LORAS[name]
     assert own["optimizer"] == pytest.approx(8 * LORAS[name], rel=0.01)
     assert own["activations"] > 0
     assert rows["this recipe"]["total"] == sum(own.values())
     half, packed = rows["precision: bfloat16"], rows["precision: bfloat16, base_precision: nf4"]
-    assert half["memory"]["base"] == pytest.approx(weights / 2, rel=0.001)
+    assert half["memory"]["base"] == pytest.approx((weights + beside) / 2, rel=0.001)
     assert packed["memory"]["base"] < 0.8 * half["memory"]["base"]
     assert half["memory"]["activations"] < own["activations"]
     assert rows["gradient_checkpointing: true"]["memory"]["activations"] < own["activations"] / 2
     assert rows["optimizer: adamw-8bit"]["memory"]["optimizer"] < own["optimizer"]
     whole = rows["full fine-tune"]["memory"]
-    assert whole["base"] < 1e6
+    assert whole["base"] == pytest.approx(beside, abs=1e6)
     assert whole["adapter"] == pytest.approx(weights, rel=0.001)
     assert whole["optimizer"] == pytest.approx(2 * weights, rel=0.01)
     disk = {row["step"]: row for row in found["disk"]}
@@ -94,8 +97,9 @@ def test_published_models_are_predicted_at_full_size(name: str, tmp_path: Path) 
     assert disk["latents"]["out"] == pytest.approx(2 * 2 * 4 * channels * (side // 8) ** 2, rel=0.01)
     assert disk["latents"]["count"] == 2
     assert disk["text"]["count"] == 1
-    # Kohya's file and diffusers'.
-    assert disk["adapter"]["out"] == pytest.approx(2 * 4 * LORAS[name], rel=0.03)
+    files = disk["adapter"]["files"]
+    assert files["pytorch_lora_weights.safetensors"] == pytest.approx(4 * LORAS[name], rel=0.03)
+    assert disk["adapter"]["out"] == sum(files.values()), "kohya's joins what attention has apart, with more numbers"
     assert disk["checkpoints"]["private"] == pytest.approx(2 * 3 * 4 * LORAS[name], rel=0.01)
 
 
