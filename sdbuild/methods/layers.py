@@ -36,6 +36,7 @@ class Layer(nn.Module):
         self.base_layer = base
         self.strength = 1.0
         self.on = True
+        self.merged = False
         self.training = False
         self.module_dropout = spec.module_dropout
         self.dropout = spec.dropout if isinstance(spec, Ranked) else 0.0
@@ -104,7 +105,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute as the base does, and with what was added where that is on."""
-        if not self.on or self.strength == 0:
+        if not self.on or self.merged or self.strength == 0:
             found: Tensor = self.base_layer(x, *args, **kwargs)
             return found
         strength: Tensor | float = self.strength
@@ -141,7 +142,7 @@ class Layer(nn.Module):
         weight += (self.strength * change).to(weight.dtype)
         if of_bias is not None and self.bias is not None:
             self.bias.add_((self.strength * of_bias).to(weight.dtype))
-        self.on = False
+        self.merged = True
 
 
 class WeightLayer(Layer):

@@ -12,6 +12,8 @@ TOKENS = [{"token": "sks", "vectors": 2, "start": "cat"}]
 METHODS: dict[str, dict[str, Any]] = {
     "words": {"kind": "textual_inversion", "tokens": TOKENS},
     "pivot": {"kind": "pivotal", "tokens": TOKENS, "lora": {"kind": "lora", "rank": 2}},
+    "kron": {"kind": "lokr", "rank": 2, "parts": [{"modules": "attn2.*", "rank": 1}], "module_dropout": 0.2},
+    "turns": {"kind": "lora", "rank": 4, "timestep_ranks": {}, "orthogonal": True, "rank_dropout": 0.2},
     "hyper": {"kind": "hypernetwork", "dropout": 0.2, "layers": [1, 2, 1]},
 }
 

@@ -20,7 +20,7 @@ from sdbuild.steps.model import Trained, apply, networks
 from sdbuild.training.precision import Precision
 from tests.tiny import make_pipeline
 
-BOTH, ALL = ("sd1", "sdxl"), ("sd1", "sdxl", "sd3")
+BOTH, ALL, TWO_ENCODERS = ("sd1", "sdxl"), ("sd1", "sdxl", "sd3"), ("sdxl",)
 CONVOLUTIONS = ["conv1", "conv2", "to_q"]
 
 
@@ -46,7 +46,7 @@ ROWS: dict[str, Row] = {
     "dreambooth_lora": Row(LORA | {"kind": "dreambooth_lora"}),
     "lora attention": Row(LORA | {"targets": "attention", "alpha": 4.0}),
     "lora all-linear": Row(LORA | {"targets": "all-linear", "alpha": 1.0}),
-    "lora convolutions": Row(LORA | {"targets": CONVOLUTIONS, "alpha": 3.0}, BOTH),
+    "lora convolutions": Row(LORA | {"targets": CONVOLUTIONS, "alpha": 3.0}),
     "lora text": Row(LORA | {"text_encoder": True}, BOTH),
     "lora text attention": Row(LORA | {"text_encoder": True, "targets": ["to_k", "v_proj", "out_proj"]}),
     "lora ranks": Row(
@@ -66,23 +66,23 @@ ROWS: dict[str, Row] = {
     "dora": Row(LORA | {"dora": True, "text_encoder": True}, ALL),
     "dora convolutions": Row(LORA | {"dora": True, "targets": CONVOLUTIONS}),
     "loha": Row(LOHA, ALL),
-    "loha text": Row(LOHA | {"text_encoder": True, "parts": [{"modules": "text_encoder*", "rank": 1}]}, BOTH),
+    "loha text": Row(LOHA | {"text_encoder": True, "parts": [{"modules": "text_encoder*", "rank": 1}]}, TWO_ENCODERS),
     "loha convolutions": Row(LOHA | {"targets": CONVOLUTIONS}),
     "loha cores": Row(LOHA | {"targets": CONVOLUTIONS, "decompose_convolutions": True}),
     "lokr": Row(LOKR, ALL),
-    "lokr text": Row(LOKR | {"text_encoder": True, "factor": 4}, BOTH),
+    "lokr text": Row(LOKR | {"text_encoder": True, "factor": 4}, TWO_ENCODERS),
     "lokr full": Row(LOKR | {"full": True}, ALL),
     "lokr both": Row(LOKR | {"decompose_both": True, "rank": 1, "factor": 8, "rank_stabilised": True}),
     "lokr convolutions": Row(LOKR | {"targets": CONVOLUTIONS, "rank": 1}),
     "lokr cores": Row(LOKR | {"targets": CONVOLUTIONS, "rank": 1, "decompose_convolutions": True}),
     "glora": Row(GLORA, ALL),
-    "glora text": Row(GLORA | {"text_encoder": True, "activations": False}, BOTH),
+    "glora text": Row(GLORA | {"text_encoder": True, "activations": False}, TWO_ENCODERS),
     "glora convolutions": Row(GLORA | {"targets": CONVOLUTIONS}),
     "oft": Row(OFT, ALL),
-    "oft text": Row(OFT | {"text_encoder": True}, BOTH),
+    "oft text": Row(OFT | {"text_encoder": True}, TWO_ENCODERS),
     "oft convolutions": Row(OFT | {"targets": CONVOLUTIONS}),
     "ia3": Row(IA3, ALL),
-    "ia3 text": Row(IA3 | {"text_encoder": True}, BOTH),
+    "ia3 text": Row(IA3 | {"text_encoder": True}, TWO_ENCODERS),
     "ia3 convolutions": Row(IA3 | {"targets": CONVOLUTIONS}),
 }
 """By name; the first of a kind has the kind's name."""

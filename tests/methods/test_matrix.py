@@ -141,7 +141,9 @@ def test_merged_equals_unmerged(bench: Bench) -> None:
     other.adapter.set_strength(0.5)
     unmerged = other.predict()
     other.adapter.merge()
-    assert torch.allclose(other.predict(), unmerged, atol=1e-5)
+    merged = other.predict()
+    assert torch.allclose(merged, unmerged, atol=1e-5)
+    assert torch.equal(other.predict(), merged)
     assert not torch.allclose(unmerged, bench.before, atol=1e-5)
 
 
