@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdbuild import families
 from sdbuild.families.contract import Family, TextEncoder
+from sdbuild.methods.spec import KeptPrediction
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.largest import Largest, geometry
 from sdbuild.steps.model import Model, assemble
@@ -94,10 +95,12 @@ class Forecaster:
         own = remembered(train["optimizer"], [parameter for _, parameter in trained])
         if step.gradients + step.tensors + step.kernels < adapter + own.passing:
             step = Traced(gradients=adapter, kernels=own.passing)  # the optimizer's step takes most
-        kind = self._device.type
+        kind, method = self._device.type, method_of(spec["method"])
+        # Where every step asks for the base's prediction, its weights lie beside those that are trained.
+        copied = method.trains_base and (kind == "cpu" or isinstance(method.preserved, KeptPrediction))
         slack = 0.0 if gives_back(train) else SLACK[kind] * step.small
         return Memory(
-            base=size - adapter + (adapter if kind == "cpu" and method_of(spec["method"]).trains_base else 0),
+            base=size - adapter + (adapter if copied else 0),
             adapter=adapter * (2 if train["ema"] else 1),
             gradients=step.gradients,
             optimizer=own.kept,

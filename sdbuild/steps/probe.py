@@ -154,12 +154,18 @@ def _items(recipe: Recipe, forecaster: Forecaster) -> Iterator[dict[str, Any]]:
     family = families.load(recipe.base, weights=False)
     wanted = wanted_latents(recipe.images, recipe.steps["latents"], "")
     shape = shapes(recipe.base)
-    size = 0
+    size = drawn = 0
+    if (prior := recipe.steps.get("prior")) is not None:
+        side = prior["resolution"]
+        pixels = prior["pictures"] * side**2
+        yield _files("prior", prior["pictures"], round(pixels * PNG), store=3 * pixels)
+        drawn = prior["pictures"] * (2 if recipe.steps["latents"]["flip"] else 1)
+        size = drawn * _bytes(latent_item(family, Largest(shape=shape((side, side)), records=1, masked=False)))
     for item in wanted.values():
         masked = item.placement.record.mask is not None
         alone = Largest(shape=shape(item.placement.fit.bucket), records=1, masked=masked)
         size += _bytes(latent_item(family, alone))
-    yield _files("latents", len(wanted), size, store=size)
+    yield _files("latents", len(wanted) + drawn, size, store=size)
     if "text" in recipe.steps:
         texts = wanted_texts(recipe.captions, recipe.steps["text"], "")
         size = len(texts) * _bytes(forecaster.captions.item)

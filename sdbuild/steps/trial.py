@@ -16,6 +16,7 @@ from torch import Tensor
 from sdbuild import families
 from sdbuild.data.items import ItemStore, export, item_key
 from sdbuild.data.records import CaptionRecord, write_captions, write_lines
+from sdbuild.methods.spec import ClassPictures
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps import train
 from sdbuild.steps.contract import Inputs
@@ -126,7 +127,7 @@ def _inputs(spec: Mapping[str, Any], base: Path, largest: Largest, folder: Path)
 
     def write(kind: str, tensors: Mapping[str, Tensor], rows: list[dict[str, Any]]) -> Path:
         store = ItemStore(folder / "store" / kind)
-        keys = [item_key(kind, number=number) for number in range(count)]
+        keys = [item_key(kind, number=number) for number in range(len(rows))]
         random = {name: torch.randn(each.shape, generator=chance).to(each.dtype) for name, each in tensors.items()}
         store.fill((key, random) for key in keys)
         export(keys, folder / kind, [store])
@@ -136,7 +137,10 @@ def _inputs(spec: Mapping[str, Any], base: Path, largest: Largest, folder: Path)
 
     texts = None
     if "text" not in method.sides:
-        texts = write("text", captions.item, [{"text": record.text} for record in records])
-    rows = [{"digest": record.digest, "flip": False} for record in records]
+        said_of = [record.text for record in records] + ([] if method.preserved is None else [method.preserved.prompt])
+        texts = write("text", captions.item, [{"text": text} for text in said_of])
+    rows: list[dict[str, Any]] = [{"digest": record.digest, "flip": False} for record in records]
+    if isinstance(method.preserved, ClassPictures):
+        rows += [{**row, "prior": True} for row in rows]
     latents = write("latents", latent_item(family, largest), rows)
     return Inputs(project=folder, base=base, captions=folder / "captions.jsonl", latents=latents, text=texts)

@@ -15,6 +15,7 @@ from sdbuild.plan.compile import plan
 from sdbuild.recipe.models import Recipe as RecipeModel
 from sdbuild.steps.prediction import Forecaster, changed, outline
 from sdbuild.steps.probe import Recipe, predict
+from sdbuild.steps.trial import measure
 from tests.families.test_published import LORAS, SIZES
 from tests.published import write_outline
 from tests.tiny import make_pipeline
@@ -139,6 +140,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "ia3": {},
     "full": {"text_encoder": True},
     "partial": {"layers": ["conv_in"]},
+    "dreambooth": {"prior": {"from": "prediction", "prompt": "a cat"}},
+    "dreambooth_lora": {"rank": 2, "prior": {"from": "pictures", "prompt": "a cat", "pictures": 3}},
     "textual_inversion": TOKENS,
     "pivotal": {**TOKENS, "lora": {"kind": "lora", "rank": 2}},
     "hypernetwork": {},
@@ -155,3 +158,18 @@ def test_every_method_is_predicted(tmp_path: Path) -> None:
         assert memory.adapter > 0, kind
         assert memory.activations > 0, kind
         assert memory.optimizer >= 2 * memory.adapter, kind
+
+
+@pytest.mark.parametrize("kind", ["dreambooth", "dreambooth_lora"])
+def test_a_prior_is_counted_and_measured(kind: str, tmp_path: Path) -> None:
+    base = make_pipeline(tmp_path / "base")
+    recipe = recipe_of(base, 64, method={"kind": kind, **KINDS[kind]}, train={"steps": 10, "batch": 2})
+    disk = {row["step"]: row["count"] for row in predict(recipe, torch.device("cpu"))["disk"]}
+    assert (disk.get("prior", 0), disk["latents"]) == ((3, 5) if kind == "dreambooth_lora" else (0, 2))
+    assert measure(recipe.train, base, recipe.largest).seconds > 0
+    if kind == "dreambooth":  # the base's weights lie beside those that are trained
+        plain = recipe_of(base, 64, method={"kind": "full"}, train={"steps": 10, "batch": 2})
+        kept, free = (
+            Forecaster(base, each.largest, torch.device("cuda")).memory(each.train).base for each in (recipe, plain)
+        )
+        assert kept - free == Forecaster(base, recipe.largest, torch.device("cpu")).memory(recipe.train).adapter
