@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
 
 def block_size(outputs: int, most: int) -> int:
-    """The largest size of equal blocks up to a limit."""
-    return next(size for size in range(min(most, outputs), 0, -1) if outputs % size == 0)
+    """The largest size of equal blocks up to a limit, with at least as many blocks, as LyCORIS reads them."""
+    return next(size for size in range(min(most, isqrt(outputs)), 0, -1) if outputs % size == 0)
 
 
 def cayley(free: Tensor) -> Tensor:

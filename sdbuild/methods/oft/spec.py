@@ -14,7 +14,7 @@ class Oft(Layered):
 
     kind: Literal["oft"] = "oft"
     block: Annotated[int, Field(ge=2, le=1024)] = 32
-    """Largest size of a block of outputs that turn together; size and capacity of the adapter grow with it."""
+    """Largest size of a block of outputs that turn together, at most the root of their number; size grows with it."""
 
 
 SPEC = Oft
