@@ -115,12 +115,14 @@ def test_variants_are_drawn_together(tmp_path: Path) -> None:
     assert content["stages"]["cat__rank-8__learning_rate-1-train"]["cmd"] == f"sdbuild step {VARIANTS[1]}:train"
 
 
-def test_a_thousand_stages_are_rendered_fast(tmp_path: Path) -> None:
+def test_a_thousand_stages_are_rendered_faster_than_read(tmp_path: Path) -> None:
     few = list(steps(tmp_path).values())
     many = [replace(step, recipe=f"cat@rank-{index}") for index in range(170) for step in few]
-    started = time.process_time()
-    assert render_dvc_yaml(many).count("cmd:") == 1020
-    assert time.process_time() - started < 0.1
+    began = time.process_time()
+    rendered = render_dvc_yaml(many)
+    written = time.process_time()
+    assert len(yaml.load(rendered, yaml.SafeLoader)["stages"]) == 1020
+    assert written - began < time.process_time() - written
 
 
 def test_recipe_json_holds_recipe_base_and_parameters(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from dvc.stage.utils import is_valid_name
 from gto.constants import name_re
 
@@ -202,9 +203,13 @@ def test_whatever_a_matrix_holds_there_are_variants_or_problems(project: Path) -
             assert load_project(project)
 
 
-def test_256_variants_load_fast(project: Path) -> None:
+def test_256_variants_load_faster_than_as_many_files_are_read(project: Path) -> None:
     seeds = ", ".join(str(seed) for seed in range(128))
     write(project, cat=GOOD + f"matrix: {{train.seed: [{seeds}], images.flip: [true, false]}}\n")
-    started = time.process_time()
+    load_project(project)  # imports what it needs
+    began = time.process_time()
     assert len(load_project(project)) == MOST
-    assert time.process_time() - started < 0.6
+    loaded = time.process_time()
+    for _ in range(MOST):
+        yaml.load(DESIGN, yaml.SafeLoader)
+    assert loaded - began < time.process_time() - loaded
