@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -65,13 +65,13 @@ class LayeredAdapter(ABC, Generic[Layer]):
         """Switch what was added on or off, in all layers."""
 
 
-def check_mergeable(weight: Tensor) -> None:
+def check_mergeable(weights: Iterable[Tensor]) -> None:
     """Refuse what nothing can be added to.
 
     Raises:
-        StepError: the weight is quantised.
+        StepError: a weight is quantised.
     """
-    if not weight.is_floating_point():
+    if not all(weight.is_floating_point() for weight in weights):
         raise StepError("an adapter cannot be merged into quantised weights; load the base in another format")
 
 

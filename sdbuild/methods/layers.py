@@ -131,13 +131,8 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add it to the base's weights.
-
-        Raises:
-            StepError: they are quantised.
-        """
+        """Add it to the base's weights, which are not quantised."""
         weight = self.weight
-        check_mergeable(weight)
         change, of_bias = self.change()
         weight += (self.strength * change).to(weight.dtype)
         if of_bias is not None and self.bias is not None:
@@ -215,7 +210,12 @@ class LayersAdapter(LayeredAdapter[Layer]):
             layer.strength = strength
 
     def merge(self) -> None:
-        """Add it to the base's weights."""
+        """Add it to the base's weights.
+
+        Raises:
+            StepError: some are quantised; none was changed.
+        """
+        check_mergeable(layer.weight for layer in self.layers.values())
         for layer in self.layers.values():
             layer.merge()
 

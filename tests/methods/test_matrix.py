@@ -206,8 +206,10 @@ def test_bases_in_other_formats(bench: Bench, precision: Precision) -> None:
     with other.adapter.disabled():
         assert torch.equal(other.predict(), other.before)
     if precision is NF4:
+        trained = other.predict()
         with pytest.raises(StepError, match="cannot be merged"):
             other.adapter.merge()
+        assert torch.equal(other.predict(), trained)
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,9 @@ class LoraAdapter(LayeredAdapter[Any]):
             raise StepError(
                 "an adapter whose ranks depend on the timestep cannot be merged; train without timestep_ranks"
             )
+        check_mergeable(layer.get_base_layer().weight for layer in self.layers.values())
         for layer in self.layers.values():
             weight = layer.get_base_layer().weight
-            check_mergeable(weight)
             before = weight.clone() if self._spec.dora else None
             layer.merge()
             if before is not None:
