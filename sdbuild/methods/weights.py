@@ -47,6 +47,8 @@ class WeightsAdapter:
         self._base = _copied(self._named, None if beside else "cpu")
         self._trained: dict[str, Tensor] | None = None
         """Where the strength is not 1."""
+        self._held: dict[str, Tensor] = {}
+        """The trained weights while the base's stand in their place."""
         for parameter in self._named.values():
             parameter.requires_grad_(True)
 
@@ -56,6 +58,7 @@ class WeightsAdapter:
 
     def state(self) -> dict[str, Tensor]:
         """Return the trained weights, ``<component>.<path>``."""
+        self._restore()  # Ctrl-C may have come at a bad moment
         return {name: parameter.detach() for name, parameter in self._named.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -76,12 +79,20 @@ class WeightsAdapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Exchange the trained weights and the base's, one tensor at a time; not between a forward and its backward."""
-        self._exchange()
+        """Put the base's weights in the place of the trained ones; a graph from before has its weights afterwards."""
         try:
+            for name, parameter in self._named.items():
+                base = self._base[name]
+                # By `data`, which autograd does not watch. Across devices by copies, for the GPU has no room for more.
+                if parameter.device == base.device:
+                    self._held[name] = parameter.data
+                    parameter.data = base
+                else:
+                    self._held[name] = parameter.data.to(base.device)
+                    parameter.data.copy_(base)
             yield
         finally:
-            self._exchange()
+            self._restore()
 
     def set_strength(self, strength: float) -> None:
         """Set the weights between those of the base and those that were trained."""
@@ -96,13 +107,14 @@ class WeightsAdapter:
         """Forget the base: the weights are the networks' own already."""
         self._base = {}
 
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for name, parameter in self._named.items():
-            # By `data`, which autograd does not watch: a graph from before finds its weights again afterwards.
-            trained = parameter.data.to(self._base[name].device, copy=True)
-            parameter.data.copy_(self._base[name])
-            self._base[name].copy_(trained)
+    def _restore(self) -> None:
+        for name, trained in self._held.items():
+            parameter = self._named[name]
+            if parameter.device == trained.device:
+                parameter.data = trained
+            else:
+                parameter.data.copy_(trained)
+        self._held = {}
 
 
 class PipelineWeights:

@@ -109,6 +109,13 @@ def test_only_what_is_named_is_trained_and_the_base_comes_back(bench: Bench) -> 
     full, state = bench.predict(), {name: tensor.clone() for name, tensor in bench.adapter.state().items()}
     with bench.adapter.disabled():
         assert torch.equal(bench.predict(), bench.before)
+    with pytest.raises(KeyboardInterrupt), bench.adapter.disabled():
+        raise KeyboardInterrupt
+    assert torch.equal(bench.predict(), full)
+    before = bench._predict().square().sum()  # a graph, and then the base in between
+    with bench.adapter.disabled():
+        assert torch.equal(bench.predict(), bench.before)
+    before.backward()  # type: ignore[no-untyped-call]
     bench.adapter.set_strength(0)
     assert torch.equal(bench.predict(), bench.before)
     bench.adapter.set_strength(0.5)
