@@ -149,7 +149,7 @@ _WORDS = {
     "long": "with a caption that is too long",
     "duplicate": "with another picture's caption",
     "alike": "that look like another",
-    "trigger": "without the trigger",
+    "trigger": "that get the trigger in front",
 }
 
 

@@ -99,8 +99,8 @@ def words(found: Mapping[str, Any]) -> Iterator[str]:
     where = "GPU" if device["kind"] == "cuda" else "processor"
     if device["here"]:
         yield (
-            f"predicted for this machine's {where}: {gigabytes(device['has'])} GB of memory, "
-            f"{gigabytes(device['free'])} GB free"
+            f"predicted for this machine's {where}, which has {gigabytes(device['has'])} GB of memory, "
+            f"{gigabytes(device['free'])} GB of it free"
         )
     else:
         yield f"predicted for a {where}, which this machine has not"

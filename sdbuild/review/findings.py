@@ -111,7 +111,7 @@ class Inspector:
         found += _about("alike", "looks like", entry, chain(near, paths[entry.image.digest]))
         trigger = entry.dataset.trigger
         if trigger and any(with_trigger(text, trigger) != text for text in entry.bare):
-            found.append(Finding(kind="trigger", words="no trigger of its own"))
+            found.append(Finding(kind="trigger", words="gets the trigger in front"))
         return Row(entry=entry, tokens=tokens, findings=tuple(found))
 
     def tokens(self, texts: Collection[str]) -> int | None:

@@ -11,7 +11,7 @@ const FILTERS = [
   ["long", "too long", (row) => has(row, "long")],
   ["duplicate", "same caption", (row) => has(row, "duplicate")],
   ["alike", "look alike", (row) => has(row, "alike")],
-  ["trigger", "without the trigger", (row) => has(row, "trigger")],
+  ["trigger", "gets the trigger in front", (row) => has(row, "trigger")],
   ["hand", "written by hand", (row) => row.hand],
   ["other", "not written by hand", (row) => !row.hand],
 ];
