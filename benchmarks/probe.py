@@ -34,6 +34,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "bfloat16": {"images": {"resolution": 192}, "train": {"precision": "bfloat16"}},
     "full fine-tune": {"method": {"kind": "full"}, "train": {"batch": 1}},
     "sdxl": {"base": {"model": "sdxl"}, "method": {"rank": 64}, "train": {"batch": 1}},
+    **{kind: {"method": {"kind": kind}} for kind in ("loha", "lokr", "glora", "oft", "ia3", "hypernetwork")},
+    "dora": {"method": {"dora": True}},
+    "partial": {"method": {"kind": "partial", "layers": ["up_blocks.*"]}},
+    "textual_inversion": {"method": {"kind": "textual_inversion", "tokens": [{"token": "<x>", "start": "cat"}]}},
+    "pivotal": {"method": {"kind": "pivotal", "tokens": [{"token": "<x>", "start": "cat"}]}},
+    "dreambooth": {"method": {"kind": "dreambooth", "prior": {"from": "prediction", "prompt": "cat"}}},
+    "dreambooth_lora": {"method": {"kind": "dreambooth_lora", "prior": {"from": "prediction", "prompt": "cat"}}},
 }
 QUICK = ("plain", "gradient checkpointing")
 """Those that a test looks at."""

@@ -11,6 +11,8 @@ import torch
 
 from benchmarks import sd15_gpu
 from benchmarks.harness import Options, show
+from benchmarks.probe import RECIPES
+from sdbuild.methods import METHODS
 
 ROWS = {
     "noop_pictures": ("over a bare stat", "faster than dvc repro"),
@@ -45,6 +47,14 @@ def test_a_benchmark_prints_its_rows(name: str, built_template: Path, capsys: py
     assert name != "one_picture" or rows[0].ok, "exactly one latent"
     assert name != "probe" or all(row.ok for row in rows), notes
     assert notes.count(" s CPU") + notes.count(" ms CPU") + notes.count(" MB") > 1
+
+
+@pytest.mark.campaign
+def test_the_memory_of_every_method_is_predicted() -> None:
+    rows = importlib.import_module("benchmarks.probe").measure(Options())
+    kinds = {recipe.get("method", {}).get("kind", "lora") for recipe in RECIPES.values()}
+    assert kinds == set(METHODS)
+    assert [row.what for row in rows if not row.ok] == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

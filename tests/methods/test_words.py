@@ -20,6 +20,7 @@ from sdbuild.methods.contract import Adapter, Networks, Staged
 from sdbuild.methods.tokens import Rows
 from sdbuild.recipe.methods import method_of
 from sdbuild.sampling.draw import Sample, Settings, draw
+from sdbuild.training.precision import Precision
 from sdbuild.training.state import TrainingState
 from tests.tiny import make_pipeline
 
@@ -46,10 +47,14 @@ TEXTS = ("a <toy> <style>", "<style>")
 class Bench:
     """A base with an adapter, and fixed inputs to look at it with."""
 
-    def __init__(self, family: Family, section: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, family: Family, section: Mapping[str, Any], dtype: torch.dtype = torch.float32, held: str | None = None
+    ) -> None:
         self.family = family
         self.method = method_of(section)
         self.denoiser, self.text = family.load_denoiser(dtype), family.load_text(dtype)
+        precision = Precision(compute=str(dtype).removeprefix("torch."), base=held)
+        precision.settle([self.denoiser.module, *self.text.modules.values()], torch.device("cpu"))
         self.plain = self.predict(("a cat", "a dog"))
         self.modules = {self.denoiser.component: self.denoiser.module, **self.text.modules}
         chosen = {
@@ -187,8 +192,9 @@ def test_saved_and_loaded_predicts_the_same(bench: Bench, section: dict[str, Any
     assert torch.allclose(bench.predict(), expected, atol=1e-6)
 
 
-def test_halves_train(family: Family, section: dict[str, Any]) -> None:
-    bench = Bench(family, section, torch.bfloat16)
+@pytest.mark.parametrize("held", [None, "nf4"])
+def test_halves_train(family: Family, section: dict[str, Any], held: str | None) -> None:
+    bench = Bench(family, section, torch.bfloat16, held)
     losses = bench.train(8)
     assert losses[-1] < losses[0]
 
