@@ -66,10 +66,11 @@ class Asking:
         self._left = iter(questions)
         count = min(len(questions), self._settings["parallel"] + AHEAD)
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        left = count
+        left = 0
         try:  # joining threads is no way to wait: until Python 3.13 an interrupted join takes its thread for ended
+            for thread in threads:
+                left += 1
+                thread.start()
             while left:
                 self._ended.get()
                 left -= 1
