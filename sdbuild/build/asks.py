@@ -82,14 +82,5 @@ def expected(oracle: Oracle, images: Step) -> Iterator[ImageRecord]:
         for path, key in zip(paths, keys, strict=True):
             pixels = known.get(key)
             size = (pixels.width, pixels.height) if pixels else (_LARGE, _LARGE)
-            yield ImageRecord(
-                path=f"{dataset['path']}/{path}",
-                dataset=index,
-                digest=pixels.digest if pixels else f"{key}",
-                width=size[0],
-                height=size[1],
-                bucket=size,
-                resize=size,
-                crop=(0, 0),
-                split="train",
-            )
+            digest = pixels.digest if pixels else f"{key}"
+            yield ImageRecord.whole(path=f"{dataset['path']}/{path}", dataset=index, digest=digest, size=size)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sdbuild.data.buckets import Fit
 from sdbuild.data.listing import shown
@@ -47,6 +47,22 @@ class ImageRecord:
     """Other ways in which it is seen: at other resolutions, with other crops."""
     mask: str | None = None
     """Path of its mask, or `masks.ALPHA`; None where all of it counts."""
+
+    @classmethod
+    def whole(cls, *, path: str, dataset: int, digest: str, size: tuple[int, int]) -> Self:
+        """A picture to train on as it is, in a bucket of its own size."""
+        width, height = size
+        return cls(
+            path=path,
+            dataset=dataset,
+            digest=digest,
+            width=width,
+            height=height,
+            bucket=size,
+            resize=size,
+            crop=(0, 0),
+            split="train",
+        )
 
     @property
     def key(self) -> str:
@@ -143,20 +159,9 @@ def read_class_pictures(folder: Path, project: Path) -> list[ImageRecord]:
     found = []
     for number, row in _lines(folder / "index.jsonl"):
         try:
+            path = (folder / row["file"]).relative_to(project).as_posix()
             size = row["width"], row["height"]
-            found.append(
-                ImageRecord(
-                    path=(folder / row["file"]).relative_to(project).as_posix(),
-                    dataset=0,
-                    digest=row["digest"],
-                    width=size[0],
-                    height=size[1],
-                    bucket=size,
-                    resize=size,
-                    crop=(0, 0),
-                    split="train",
-                )
-            )
+            found.append(ImageRecord.whole(path=path, dataset=0, digest=row["digest"], size=size))
         except (KeyError, TypeError) as error:
             raise _bad_row(folder / "index.jsonl", number) from error
     return found

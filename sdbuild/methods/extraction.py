@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbuild.families.contract import Component, KeyMap
-from sdbuild.methods.lora.adapter import DIFFUSERS_FILE
+from sdbuild.methods.lora.adapter import DIFFUSERS_FILE, named
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class Extracted:
         diffusers: dict[str, Tensor] = {}
         for module in ranks:
             component, _, path = module.partition(".")
-            own = ".".join(key_map.path(key_map.kohya(component, path)))  # type: ignore[arg-type]
+            own = named((component, path), key_map)  # type: ignore[arg-type]
             diffusers |= {
                 f"{own}.lora_{factor}.weight": self.state[f"{module}.lora_{factor}.weight"] for factor in "AB"
             }

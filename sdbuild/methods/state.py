@@ -1,11 +1,24 @@
-"""Weights by name, from one adapter to another."""
+"""Weights of adapters by name, and adapters without effect."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from sdbuild.methods.contract import Strength
+
+
+@contextmanager
+def without(adapter: Strength) -> Iterator[None]:
+    """Within it, the adapter's strength is 0; afterwards it is 1."""
+    adapter.set_strength(0)
+    try:
+        yield
+    finally:
+        adapter.set_strength(1)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from sdbuild import families
 from sdbuild.errors import StepError
 from sdbuild.methods.extraction import extract
 from sdbuild.steps.contract import Context, Inputs, Items
-from sdbuild.training.tensorfile import content_digest, write_tensors
+from sdbuild.training.metadata import write_files
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -40,11 +40,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
     }
-    folder = out / "extracted"
-    folder.mkdir()
-    for path, tensors in found.files(family.key_map, name).items():
-        digest = {"modelspec.hash_sha256": f"0x{content_digest(tensors)}"}
-        write_tensors(folder / path, tensors, header | digest)
+    write_files(out / "extracted", found.files(family.key_map, name), header)
     (out / "extract.json").write_text(json.dumps({"rank": rank, **found.figures()}, indent=2) + "\n", encoding="utf-8")
     context.progress(1, 1, "checkpoints")
     return Items(total=1, computed=1)

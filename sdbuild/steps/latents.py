@@ -100,13 +100,19 @@ def _encode(
     context.progress(0, len(chosen), "latents")
     pictures = _ahead((item for _, item in chosen), project, background)
     for done, ((key, _), (picture, mask)) in enumerate(zip(chosen, pictures, strict=True), start=1):
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
-        mean, logvar = encoder.encode(pixels)
+        mean, logvar = encoder.encode(as_input(picture))
         item = {"mean": mean, "logvar": logvar}
         if mask is not None:
             item["mask"] = _shrink(torch.from_numpy(mask), mean)
         yield key, item
         context.progress(done, len(chosen), "latents")
+
+
+def as_input(picture: NDArray[uint8]) -> Tensor:
+    """Turn RGB [H, W, 3] into what a VAE encodes: float32 [1, 3, H, W] in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def _with_geometry(

@@ -14,6 +14,7 @@ from sdbuild.data.items import ShardReader
 from sdbuild.data.records import read_captions, read_lines
 from sdbuild.families.contract import Family
 from sdbuild.sampling.measures import features, figures
+from sdbuild.steps.latents import as_input
 
 
 class Measuring:
@@ -27,8 +28,7 @@ class Measuring:
 
     def add(self, picture: Image, strength: str, prompt: str) -> None:
         """Look at a picture."""
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5 - 1
-        mean, _ = self._vae.encode(pixels)
+        mean, _ = self._vae.encode(as_input(np.array(picture.convert("RGB"))))
         self._drawn.setdefault(strength, {}).setdefault(prompt, []).append(features(mean))
 
     def figures(self) -> dict[str, dict[str, float]] | None:

@@ -35,6 +35,11 @@ class Model:
         return (self.denoiser.module, *(self.text.modules.values() if self.text else ()))
 
 
+def precision_of(method: MethodSpec, *, compute: str, base: str | None) -> Precision:
+    """Return the number formats of a training; a base that is itself trained is held in float32."""
+    return Precision(compute=compute, base="float32" if method.trains_base else base)
+
+
 def assemble(
     family: Family,
     method: MethodSpec,

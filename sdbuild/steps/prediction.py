@@ -20,7 +20,7 @@ from sdbuild.families.contract import Family, TextEncoder
 from sdbuild.methods.spec import KeptPrediction
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.largest import Largest, geometry
-from sdbuild.steps.model import Model, assemble
+from sdbuild.steps.model import Model, assemble, precision_of
 from sdbuild.training.activations import Live, Traced, elsewhere, trace
 from sdbuild.training.examples import CACHE_BYTES
 from sdbuild.training.machine import gives_back
@@ -159,7 +159,6 @@ def outline(spec: Mapping[str, Any], base: Path) -> Outline:
         base: folder of the base; its weights may be missing.
     """
     train, method = spec["train"], method_of(spec["method"])
-    held = "float32" if method.trains_base else train.get("base_precision")
     watched = _Watched(families.load(base, clip_skip=spec.get("clip_skip", 1), weights=False))
     family: Any = watched
     with torch.device(META):
@@ -167,7 +166,7 @@ def outline(spec: Mapping[str, Any], base: Path) -> Outline:
             family,
             method,
             seed=train["seed"],
-            precision=Precision(compute=train["precision"], base=held),
+            precision=precision_of(method, compute=train["precision"], base=train.get("base_precision")),
             device=META,
             gradient_checkpointing=train.get("gradient_checkpointing", False),
         )

@@ -19,7 +19,6 @@ from sdbuild.training import metadata
 from sdbuild.training.examples import Example
 from sdbuild.training.inputs import pictures
 from sdbuild.training.state import TrainingState
-from sdbuild.training.tensorfile import content_digest, write_tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +57,6 @@ def write_adapter(
         step: how many steps it took, where that is not what the recipe says.
         name: where that is not the recipe's.
     """
-    folder.mkdir()
     shape, _ = Counter(example.shape for example in data.examples).most_common(1)[0]
     resolution = f"{shape[-1] * family.vae_factor}x{shape[-2] * family.vae_factor}"
     name = name or spec["name"]
@@ -77,10 +75,7 @@ def write_adapter(
         **metadata.lineage(made, data=data.digest, pictures=pictures(data.examples), holdout=pictures(data.holdout)),
         **({} if step is None else {"ss_steps": str(step), "sdbuild.step": str(step)}),
     }
-    for file, tensors in adapter.export(family.key_map, name).items():
-        digest = {"modelspec.hash_sha256": f"0x{content_digest(tensors)}"}
-        (folder / file).parent.mkdir(exist_ok=True)
-        write_tensors(folder / file, tensors, header | digest)
+    metadata.write_files(folder, adapter.export(family.key_map, name), header)
 
 
 def validate(state: TrainingState, measure: Callable[[], float]) -> dict[str, float]:

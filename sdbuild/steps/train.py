@@ -26,7 +26,7 @@ from sdbuild.recipe.models import Train
 from sdbuild.steps import fit, results
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.steps.largest import largest_of
-from sdbuild.steps.model import Model, assemble
+from sdbuild.steps.model import Model, assemble, precision_of
 from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
 from sdbuild.training import metadata, optimizers, timesteps
@@ -74,8 +74,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     processes = join()
     device = processes.device
     method = method_of(spec["method"])
-    held = "float32" if method.trains_base else settings.base_precision
-    precision = Precision(compute=settings.precision, base=held)
+    precision = precision_of(method, compute=settings.precision, base=settings.base_precision)
     optimizers.check(settings.optimizer, device)
     precision.check(device)
     data = read_data(spec, inputs, method)

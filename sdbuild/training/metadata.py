@@ -14,13 +14,19 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sdbuild import __version__
 from sdbuild.data.records import CaptionRecord
 from sdbuild.families.contract import Family
 from sdbuild.training.examples import Example
+from sdbuild.training.tensorfile import content_digest, write_tensors
 
+HASH = "modelspec.hash_sha256"
+"""Header entry with the digest of a file's tensors."""
 MAX_TAGS = 1000
 """Tags listed in ``ss_tag_frequency``; the most frequent."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
@@ -29,6 +35,19 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 def canonical_digest(value: Any) -> str:
     """Return the sha256 (hex) of a JSON-able value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hashed(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the header entry that tells whether a file's tensors are whole."""
+    return {HASH: f"0x{content_digest(tensors)}"}
+
+
+def write_files(folder: Path, files: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, str]) -> None:
+    """Write an adapter's files into a new folder, each with its own hash in its header."""
+    folder.mkdir()
+    for name, tensors in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_tensors(folder / name, tensors, {**header, **hashed(tensors)})
 
 
 def lineage(spec: Mapping[str, Any], *, data: str, pictures: int, holdout: int) -> dict[str, str]:

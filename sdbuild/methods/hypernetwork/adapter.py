@@ -6,8 +6,8 @@ width and `0` for keys or `1` for values before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sdbuild.errors import Problem, RecipeError, StepError
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
 from sdbuild.methods.hypernetwork.spec import Hypernetwork
-from sdbuild.methods.state import take_over
+from sdbuild.methods.state import take_over, without
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
@@ -128,14 +128,9 @@ class HypernetworkAdapter:
         for network in self._networks.values():
             network.train(mode)
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """Let the projections see the text as it is."""
-        self.set_strength(0)
-        try:
-            yield
-        finally:
-            self.set_strength(1)
+        return without(self)
 
     def set_strength(self, strength: float) -> None:
         """Scale what is added."""

@@ -71,7 +71,7 @@ class LoraAdapter(LayeredAdapter[Any]):
         for place in self.layers:
             scales = {SECOND: self._sizes[place].scale}
             for part in self.parts(self.layers[place]):
-                diffusers[f"{_named(place, key_map)}.{part}"] = state[f"{'.'.join(place)}.{part}"] * scales.get(part, 1)
+                diffusers[f"{named(place, key_map)}.{part}"] = state[f"{'.'.join(place)}.{part}"] * scales.get(part, 1)
         return {f"{name}.safetensors": kohya, DIFFUSERS_FILE: diffusers}
 
     def read(self, file: Mapping[str, Tensor], key_map: KeyMap) -> None:
@@ -79,7 +79,7 @@ class LoraAdapter(LayeredAdapter[Any]):
         state: dict[str, Tensor] = {}
         for place in self.layers:
             for part in self.parts(self.layers[place]):
-                tensor = file[f"{_named(place, key_map)}.{part}"]
+                tensor = file[f"{named(place, key_map)}.{part}"]
                 state[f"{'.'.join(place)}.{part}"] = tensor / (self._sizes[place].scale if part == SECOND else 1)
         self.load_state(state)
 
@@ -228,7 +228,7 @@ def _loaded(modules: Mapping[Any, nn.Module], name: str) -> dict[Place, Any]:
     }
 
 
-def _named(place: Place, key_map: KeyMap) -> str:
+def named(place: Place, key_map: KeyMap) -> str:
     """Component and path as files have them, text encoders with the part that recent transformers leave out."""
     component, path = key_map.path(key_map.kohya(*place))
     assert component == place[0]

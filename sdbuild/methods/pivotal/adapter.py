@@ -14,7 +14,7 @@ from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Adapter, Networks, Strength
 from sdbuild.methods.lora.adapter import METHOD as LORA
 from sdbuild.methods.pivotal.spec import Pivotal
-from sdbuild.methods.state import take_over
+from sdbuild.methods.state import take_over, without
 from sdbuild.methods.tokens import NewTokens, file_of
 
 
@@ -56,12 +56,8 @@ class PivotalAdapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Without the LoRA, and with the words as they started."""
-        self._tokens.set_strength(0)
-        try:
-            with self._lora.disabled():
-                yield
-        finally:
-            self._tokens.set_strength(1)
+        with without(self._tokens), self._lora.disabled():
+            yield
 
     def set_strength(self, strength: float) -> None:
         """Scale both."""

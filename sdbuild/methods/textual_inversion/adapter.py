@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
-from sdbuild.methods.state import take_over
+from sdbuild.methods.state import take_over, without
 from sdbuild.methods.textual_inversion.spec import TextualInversion
 from sdbuild.methods.tokens import NewTokens, file_of
 
@@ -49,14 +49,9 @@ class TokensAdapter:
     def train(self, mode: bool) -> None:
         """Nothing: there is no dropout."""
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """Let the words mean what they started from."""
-        self.set_strength(0)
-        try:
-            yield
-        finally:
-            self.set_strength(1)
+        return without(self)
 
     def set_strength(self, strength: float) -> None:
         """Go from the start's words to what was learned."""
