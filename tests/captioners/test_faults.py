@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -76,9 +77,11 @@ def test_one_failure_after_the_other_ends_the_build(
 @BOTH
 def test_a_refusal_names_the_picture_and_the_remedy(asking: Asking, server: Speaker, model: dict[str, Any]) -> None:
     server.faults = ["refusal"]
-    with pytest.raises(StepError, match=r"\d{4}\.png: the model refuses to describe it; write its caption"):
+    with pytest.raises(StepError) as error:
         asking.run(**model, parallel=1)
-    (asking.root / "datasets/cats/0000.txt").write_text("a cat by hand")
+    refused = re.search(r"(\d{4})\.png: the model refuses to describe it; write its caption", str(error.value))
+    assert refused
+    (asking.root / f"datasets/cats/{refused[1]}.txt").write_text("a cat by hand")
     assert asking.run(**model).computed == 1
     assert len(server.asked) == 4
     assert [row.origin for row in asking.rows].count("sidecar") == 1
