@@ -8,7 +8,14 @@ from math import ceil
 from typing import Any
 
 from sdbuild.captioners.contract import Question
-from sdbuild.recipe.prices import BATCHED, price_of
+from sdbuild.recipe.prices import BATCHED, price_of, undated
+
+_TILES: dict[str, tuple[int, int]] = {"gpt-4o-mini": (2833, 5667), "gpt-5": (70, 140)}
+"""Tokens of a picture and of each tile of 512 pixels, where OpenAI counts other ones than `_TILED`."""
+_TILED = (85, 170)
+_PATCHES = {"gpt-4.1-mini": 1.62, "gpt-4.1-nano": 2.46, "gpt-5-mini": 1.62, "gpt-5-nano": 2.46}
+"""Tokens of each patch of 32 pixels, of models whose pictures are cut into patches."""
+_MOST_PATCHES = 1536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +60,12 @@ def _picture(question: Question, settings: Mapping[str, Any]) -> int:
     width, height = ceil(width * scale), ceil(height * scale)
     if settings["from"] == "anthropic":
         return ceil(width * height / 750)
+    model = undated(settings["model"])
+    if model in _PATCHES:
+        return ceil(min(_MOST_PATCHES, ceil(width / 32) * ceil(height / 32)) * _PATCHES[model])
+    whole, tile = _TILES.get(model, _TILED)
     if settings.get("detail") == "low":
-        return 85
-    scale = min(1.0, 768 / min(width, height))
-    return 85 + 170 * ceil(width * scale / 512) * ceil(height * scale / 512)
+        return whole
+    scale = min(1.0, 2048 / max(width, height))
+    scale = min(scale, 768 / min(width, height))
+    return whole + tile * ceil(width * scale / 512) * ceil(height * scale / 512)

@@ -164,6 +164,6 @@ def _wait(headers: Mapping[str, str]) -> float | None:
             if date is None:
                 continue
             seconds = email.utils.mktime_tz(date) - time.time()
-        if seconds >= 0:  # NaN is not
+        if seconds > 0:  # NaN is not; none at all is no answer to how long
             return seconds
     return None

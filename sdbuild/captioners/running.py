@@ -89,7 +89,11 @@ class Asking:
             while (question := self._next()) is not None:
                 request = self._provider.request(question, self._desk.picture(question))
                 with self._slots:
-                    self._ask(question, request)
+                    try:
+                        self._ask(question, request)
+                    except BaseException:
+                        self._stop.set()  # before another one has the slot
+                        raise
         except BaseException as error:
             with self._lock:
                 self._trouble.append(error)

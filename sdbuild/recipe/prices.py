@@ -27,4 +27,9 @@ _DATED = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 
 def price_of(model: str) -> tuple[float, float] | None:
     """Price of a model, or of the one that it is a dated version of; None where it is not known."""
-    return PRICES.get(_DATED.sub("", model))
+    return PRICES.get(undated(model))
+
+
+def undated(model: str) -> str:
+    """Name of a model without the date of its version."""
+    return _DATED.sub("", model)

@@ -20,7 +20,7 @@ from tests.conftest import BIN, Work
 from tests.conftest import environment as tools
 from tests.tiny import make_pictures
 
-CLAUDE = {"from": "anthropic", "model": "claude-haiku-4-5", "timeout": 2}
+CLAUDE = {"from": "anthropic", "model": "claude-haiku-4-5", "timeout": 5}
 
 
 def prepare(work: Work, count: int, **caption: Any) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import email.utils
 import re
+import threading
 import time
 from typing import Any
 
 import pytest
 
-from sdbuild.captioners import desk
+from sdbuild.captioners import desk, hosted
 from sdbuild.errors import StepError
 from sdbuild.steps.contract import Items
 from tests.captioners.conftest import CLAUDE, GPT, Asking
@@ -23,7 +25,7 @@ PASSING = ["429", "429-after-0.2", "500", "529", "reset", "timeout", "trickle", 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(asking: Asking, server: Speaker, model: dict[str, Any], fault: str) -> None:
     server.faults = [fault]
-    timeout = 2 if fault in ("timeout", "trickle") else 60
+    timeout = 5 if fault in ("timeout", "trickle") else 60
     assert asking.run(**model, timeout=timeout, parallel=2) == Items(total=4, computed=4)
     assert len(server.asked) == 5
     assert set(server.paid.values()) == {1}
@@ -36,6 +38,16 @@ def test_all_wait_as_long_as_a_busy_server_asks(asking: Asking, server: Speaker)
     started = time.monotonic()
     asking.run(**CLAUDE, parallel=1)
     assert time.monotonic() - started > 0.7
+
+
+def test_how_long_a_server_asks_to_wait() -> None:
+    asked = hosted._wait
+    assert asked({"retry-after": "2.5"}) == 2.5
+    assert asked({"retry-after-ms": "250", "retry-after": "1"}) == 0.25
+    later = email.utils.formatdate(time.time() + 60, usegmt=True)
+    assert asked({"retry-after": later}) == pytest.approx(60, abs=5)
+    for nothing in ("", "0", "-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        assert asked({"retry-after": nothing}) is None, nothing
 
 
 def test_a_busy_server_is_waited_for_as_long_as_it_answers_others(asking: Asking, server: Speaker) -> None:
@@ -117,6 +129,23 @@ def test_a_wrong_key_stops_at_once_and_is_not_repeated(asking: Asking, server: S
     assert "_API_KEY is refused (401: Incorrect API key provided: ***)" in message
     assert KEY not in message
     assert len(message.splitlines()) == 2
+    assert len(server.asked) == 1
+
+
+def test_nothing_more_is_asked_once_one_answer_stops_all(
+    asking: Asking, server: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(threading.Semaphore):
+        """Its next holder has it long before the last one goes on."""
+
+        def release(self, n: int = 1) -> None:
+            super().release(n)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(threading, "Semaphore", Slow)
+    server.faults = ["402"]
+    with pytest.raises(StepError, match=r"no credit left .*\n0 of 4 captions"):
+        asking.run(**CLAUDE, parallel=1)
     assert len(server.asked) == 1
 
 
