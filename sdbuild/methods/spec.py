@@ -13,6 +13,8 @@ from sdbuild.recipe.spec import Distinct, Sampler, Seed, Spec, Text
 
 Side = Literal["denoiser", "text"]
 """The networks of a base that methods change: UNet or transformer, and text encoders."""
+Rated = Literal["denoiser", "text_encoder", "embeddings"]
+"""Parts that can have a learning rate of their own."""
 
 
 def _targets_form(value: Any) -> str:
@@ -78,6 +80,8 @@ class MethodSpec(Spec):
     """Settings that the specs of steps have even where a recipe does not set them; see `stated`."""
     modelspec: ClassVar[str] = "/lora"
     """What follows the family's name in `modelspec.architecture` of its files."""
+    second_factor: ClassVar[bool] = False
+    """Whether it has LoRA's second factors, which can have a learning rate of their own."""
 
     @property
     def words(self) -> Sequence[str]:
@@ -88,6 +92,11 @@ class MethodSpec(Spec):
     def sides(self) -> frozenset[Side]:
         """What of the base changes; a text encoder that does is run in every step, not once."""
         return frozenset({"denoiser"})
+
+    @property
+    def rated(self) -> frozenset[Rated]:
+        """What has a learning rate."""
+        return frozenset({"denoiser", "text_encoder"} if "text" in self.sides else {"denoiser"})
 
     @property
     def trains_base(self) -> bool:

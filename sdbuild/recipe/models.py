@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from sdbuild.methods.lora.spec import Lora
-from sdbuild.methods.spec import KeptPrediction
+from sdbuild.methods.spec import KeptPrediction, Rated
 from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Method
@@ -68,8 +68,7 @@ class Recipe(Spec):
                 if misfit := self.images.buckets.misfit(resolution):
                     yield f"datasets.{index}.resolutions.{position}", misfit
         yield from self._looking_rules()
-        if self.train.learning_rates.text_encoder is not None and "text" not in self.method.sides:
-            yield "train.learning_rates.text_encoder", "the text encoder is not trained; set method.text_encoder: true"
+        yield from self._rate_rules()
         for index, other in enumerate(self.sample.adapters if self.sample else ()):
             if other.recipe is not None and other.recipe in (self.name, self.group):
                 yield f"sample.adapters.{index}.recipe", "is this recipe, whose adapter is drawn anyway; remove it"
@@ -83,8 +82,21 @@ class Recipe(Spec):
         if isinstance(self.method.preserved, KeptPrediction) and self.train.prediction != "base":
             message = "the base's prediction is kept, and the adapter learns another one; set train.prediction: base"
             yield "method.prior.from", message
-        if self.train.learning_rates.embeddings is not None and not self.method.words:
-            yield "train.learning_rates.embeddings", f"{self.method.kind} learns no tokens; remove it"
+
+    def _rate_rules(self) -> Iterator[tuple[str, str]]:
+        kind = self.method.kind
+        messages: dict[Rated, str] = {
+            "denoiser": f"{kind} does not train the denoiser; remove it",
+            "text_encoder": f"{kind} does not train the text encoder; remove it",
+            "embeddings": f"{kind} learns no tokens; remove it",
+        }
+        if "text_encoder" in type(self.method).model_fields:
+            messages["text_encoder"] = "the text encoder is not trained; set method.text_encoder: true"
+        for part, message in messages.items():
+            if getattr(self.train.learning_rates, part) is not None and part not in self.method.rated:
+                yield f"train.learning_rates.{part}", message
+        if self.train.lora_plus_ratio != 1 and not self.method.second_factor:
+            yield "train.lora_plus_ratio", f"{kind} has no second factor; remove it"
 
     def _looking_rules(self) -> Iterator[tuple[str, str]]:
         if self.train.validate_every is not None and not any(dataset.holdout for dataset in self.datasets):

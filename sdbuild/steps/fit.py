@@ -19,8 +19,8 @@ from sdbuild.families.layout import component_files
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.largest import Largest, largest_in
 from sdbuild.steps.prediction import Forecaster, Memory, changed
+from sdbuild.steps.shortage import remedies_of
 from sdbuild.training.machine import Machine, machine
-from sdbuild.training.shortage import remedies_of
 
 MARGIN = 0.15
 """Share by which predictions may be wrong."""
@@ -125,4 +125,6 @@ def gigabytes(size: float) -> str:
 
 def shown(value: Any) -> str:
     """Write a setting as recipes do."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -20,10 +20,10 @@ from sdbuild.recipe.methods import method_of
 from sdbuild.steps.fit import MARGIN, shown
 from sdbuild.steps.largest import Largest, largest_in, latent_item, shapes
 from sdbuild.steps.prediction import Forecaster, Memory, Outline, changed, outline
+from sdbuild.steps.shortage import remedies_of
 from sdbuild.steps.trial import measure
 from sdbuild.training.checkpoint import KEPT
 from sdbuild.training.machine import machine
-from sdbuild.training.shortage import remedies_of
 from sdbuild.training.tensorfile import file_size
 
 FULL = method_of({"kind": "full"})
@@ -118,11 +118,11 @@ def _row(name: str, changes: Mapping[str, Any], memory: Memory) -> dict[str, Any
 
 def _neighbours(spec: Mapping[str, Any], forecaster: Forecaster) -> Iterator[dict[str, Any]]:
     """Yield what other settings would take, each changed alone, and a full fine-tune."""
-    train = spec["train"]
+    train, method = spec["train"], method_of(spec["method"])
     other: dict[str, dict[str, Any]] = {}
     half = train["precision"] != "float32"
     other["precision"] = {"train.precision": "float32" if half else "bfloat16", "train.base_precision": None}
-    if train.get("base_precision") != "nf4":
+    if train.get("base_precision") != "nf4" and not method.trains_base:
         other["base"] = {"train.precision": train["precision"] if half else "bfloat16", "train.base_precision": "nf4"}
     kept = not train.get("gradient_checkpointing")
     other["checkpointing"] = {"train.gradient_checkpointing": kept}
@@ -130,7 +130,7 @@ def _neighbours(spec: Mapping[str, Any], forecaster: Forecaster) -> Iterator[dic
     smaller = next((each for each in remedies_of(spec) if "train.batch" in each.changes), None)
     if smaller is not None:
         other["batch"] = dict(smaller.changes)
-    if "text" in method_of(spec["method"]).sides and "text_encoder" in spec["method"]:
+    if "text" in method.sides and "text_encoder" in spec["method"]:
         other["text"] = {"method.text_encoder": False}
     for changes in other.values():
         differing = {key: value for key, value in changes.items() if _set(spec, key) != value}

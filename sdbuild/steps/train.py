@@ -29,6 +29,7 @@ from sdbuild.steps.largest import largest_of
 from sdbuild.steps.model import Model, assemble, precision_of
 from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
+from sdbuild.steps.shortage import memory_told
 from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.along import Along
 from sdbuild.training.compiling import compile_networks
@@ -43,7 +44,6 @@ from sdbuild.training.optimizers import OPTIMIZERS
 from sdbuild.training.parallel import Processes, SharedCheckpoints, join
 from sdbuild.training.precision import Precision
 from sdbuild.training.schedules import rate_at
-from sdbuild.training.shortage import memory_told
 from sdbuild.training.state import TrainingState
 from sdbuild.training.trackers import Trackers
 from sdbuild.training.validation import Validation

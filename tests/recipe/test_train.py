@@ -89,6 +89,16 @@ def test_what_does_is_accepted(project: Path, train: str) -> None:
     assert len(load_project(project)) == 1
 
 
+@pytest.mark.parametrize(("kind", "has"), [("lora", True), ("dreambooth_lora", True), ("loha", False), ("full", False)])
+def test_a_ratio_needs_second_factors(project: Path, kind: str, has: bool) -> None:
+    write(project, cat=f"{GOOD}method: {{kind: {kind}}}\ntrain: {{lora_plus_ratio: 16}}\n")
+    if has:
+        assert len(load_project(project)) == 1
+    else:
+        problem = f"recipes/cat.yaml:4: train.lora_plus_ratio: {kind} has no second factor; remove it"
+        assert complaints(project) == [problem]
+
+
 @pytest.mark.parametrize("held", ["nf4", "int8", "bfloat16"])
 def test_the_bases_own_weights_are_trained_in_float32(project: Path, held: str) -> None:
     held_in = f"train: {{precision: bfloat16, base_precision: {held}}}\n"
@@ -96,3 +106,27 @@ def test_the_bases_own_weights_are_trained_in_float32(project: Path, held: str) 
     (problem,) = complaints(project)
     place = "recipes/cat.yaml:4: train.base_precision"
     assert problem.startswith(f"{place}: full trains the base's own weights, which {held} cannot hold; remove it")
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "problem"),
+    [
+        ("kind: hypernetwork", "text_encoder", "hypernetwork does not train the text encoder; remove it"),
+        ("kind: lora", "embeddings", "lora learns no tokens; remove it"),
+        (
+            "kind: textual_inversion, tokens: [{token: <x>}]",
+            "denoiser",
+            "textual_inversion does not train the denoiser; remove it",
+        ),
+        ("kind: pivotal, tokens: [{token: <x>}]", "text_encoder", "pivotal does not train the text encoder; remove it"),
+        ("kind: pivotal, tokens: [{token: <x>}]", "denoiser", None),
+        ("kind: pivotal, tokens: [{token: <x>}], lora: {text_encoder: true}", "text_encoder", None),
+        ("kind: full, text_encoder: true", "text_encoder", None),
+    ],
+)
+def test_what_has_a_learning_rate_is_trained(project: Path, method: str, part: str, problem: str | None) -> None:
+    write(project, cat=f"{GOOD}method: {{{method}}}\ntrain: {{learning_rates: {{{part}: 1e-5}}}}\n")
+    if problem is None:
+        assert len(load_project(project)) == 1
+    else:
+        assert complaints(project) == [f"recipes/cat.yaml:4: train.learning_rates.{part}: {problem}"]

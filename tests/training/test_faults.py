@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from sdbuild.errors import StepError
 from sdbuild.training.guard import WINDOW
-from sdbuild.training.shortage import memory_told, remedies_of
 from tests.training import toy
-from tests.training.material import make_spec
 
 RISING: dict[str, Any] = {"steps": 300, "learning_rate": 0.1, "warmup": 299, "checkpoint_every": 40}
 """Well-behaved at first; then the rate becomes too much."""
@@ -99,34 +96,3 @@ def test_a_damaged_checkpoint_without_a_predecessor(tmp_path: Path, capsys: pyte
     only.write_bytes(only.read_bytes()[:-7])
     assert toy.run(tmp_path, toy.settings_of(steps=2)).computed == 2
     assert capsys.readouterr().out == f"{only.name} is damaged and is not used; going on from the beginning\n"
-
-
-def test_memory_that_runs_out_names_remedies_from_the_cheapest_on() -> None:
-    spec = make_spec(batch=6, accumulate=2, ema={})
-    with pytest.raises(StepError) as caught, memory_told(spec):
-        torch.empty(1 << 60)
-    first, second, *remedies = str(caught.value).splitlines()
-    assert first.startswith("training ran out of memory: ")
-    assert second == "what helps, from the cheapest on:"
-    assert "  train.batch: 3 with train.accumulate: 4 (the same result in a little more time)" in remedies
-    assert [remedy.split(":")[0].strip() for remedy in remedies] == [
-        "train.gradient_checkpointing",
-        "train.batch",
-        "train.precision",
-        "train.base_precision",
-        "train.optimizer",
-        "train.ema",
-        "images.resolution",
-        "method.targets",
-    ]
-    with pytest.raises(StepError, match="CUDA out of memory"), memory_told(spec):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    with pytest.raises(RuntimeError, match="shapes"), memory_told(spec):
-        raise RuntimeError("shapes do not go together")
-
-
-def test_remedies_that_are_taken_are_not_named_again() -> None:
-    method = {"rank": 1, "targets": "attention"}
-    memory = {"gradient_checkpointing": True, "base_precision": "nf4"}
-    spec = make_spec(method=method, batch=1, precision="bfloat16", optimizer="adamw-8bit", **memory)
-    assert [remedy.says.split(":")[0] for remedy in remedies_of(spec)] == ["images.resolution"]

@@ -25,6 +25,8 @@ class Lora(Ranked):
 
     always: ClassVar[frozenset[str]] = frozenset({"rank", "alpha", "targets", "text_encoder", "dropout"})
 
+    second_factor: ClassVar[bool] = True
+
     kind: Literal["lora"] = "lora"
     rank_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the ranks that is left out for each picture in a training step."""

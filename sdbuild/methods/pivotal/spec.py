@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from sdbuild.methods.lora.spec import Lora
-from sdbuild.methods.spec import Side
+from sdbuild.methods.spec import Rated, Side
 from sdbuild.methods.textual_inversion.spec import Token, Tokens
 from sdbuild.recipe.spec import Some
 
@@ -17,6 +17,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Pivotal(Tokens):
     """Textual inversion, then a LoRA on it, or both at once (after Roich et al., 2022): one file holds both."""
+
+    second_factor: ClassVar[bool] = True
 
     kind: Literal["pivotal"] = "pivotal"
     tokens: Some[Token]
@@ -34,6 +36,11 @@ class Pivotal(Tokens):
     def sides(self) -> frozenset[Side]:
         """The tokens are the text's, the LoRA the denoiser's."""
         return frozenset({"text", "denoiser"})
+
+    @property
+    def rated(self) -> frozenset[Rated]:
+        """The tokens' vectors, and what the LoRA is in."""
+        return super().rated | self.lora.rated
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """In every step something changes."""

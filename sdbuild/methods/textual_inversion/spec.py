@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from sdbuild.methods.spec import MethodSpec, Side
+from sdbuild.methods.spec import MethodSpec, Rated, Side
 from sdbuild.recipe.spec import Some, Spec, Text, refuse
 
 
@@ -48,6 +48,11 @@ class Tokens(MethodSpec):
     def sides(self) -> frozenset[Side]:
         """The text encoders read the tokens in every step."""
         return frozenset({"text"})
+
+    @property
+    def rated(self) -> frozenset[Rated]:
+        """The tokens' vectors."""
+        return frozenset({"embeddings"})
 
     @property
     def words(self) -> Sequence[str]:

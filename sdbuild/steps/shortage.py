@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdbuild.errors import StepError
+from sdbuild.methods.spec import Layered, Ranked
+from sdbuild.recipe.methods import method_of
 
+LORA = {"kind": "lora"}
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 """In errors of torch's allocators, of cuBLAS and of bitsandbytes, which have no class of their own."""
 
@@ -45,7 +48,7 @@ class Remedy:
 
 def remedies_of(spec: Mapping[str, Any]) -> Iterator[Remedy]:
     """Yield what takes less memory than a train step's spec: first what leaves the result alone, then what does not."""
-    train, method = spec["train"], spec["method"]
+    train, method = spec["train"], method_of(spec["method"])
     batch, times = train["batch"], train["accumulate"]
 
     def remedy(says: str, **changes: Any) -> Remedy:
@@ -65,16 +68,17 @@ def remedies_of(spec: Mapping[str, Any]) -> Iterator[Remedy]:
             train__accumulate=more,
         )
     if train["precision"] == "float32":
+        whose = "activations'" if method.trains_base else "base's"
         yield remedy(
-            "train.precision: bfloat16 (half of the base's memory, and nearly the same result)",
+            f"train.precision: bfloat16 (half of the {whose} memory, and nearly the same result)",
             train__precision="bfloat16",
         )
-    if train.get("base_precision") not in ("int8", "nf4"):
+    if not method.trains_base and train.get("base_precision") not in ("int8", "nf4"):
         yield remedy(
             "train.base_precision: nf4 (a quarter of the base's memory at best, and about the same result)",
             train__base_precision="nf4",
         )
-    if method.get("text_encoder"):
+    if getattr(method, "text_encoder", False):
         yield remedy(
             "method.text_encoder: false (its outputs are then computed once, before the training)",
             method__text_encoder=False,
@@ -87,8 +91,13 @@ def remedies_of(spec: Mapping[str, Any]) -> Iterator[Remedy]:
     if train["ema"] is not None:
         yield remedy("train.ema: null (one copy of the adapter less)", train__ema=None)
     yield remedy("images.resolution: a smaller one (less detail; latents are made again)")
-    if method.get("rank", 1) > 1 or method.get("targets") != "attention":
+    if isinstance(method, Layered) and method.targets != "attention":
+        smaller = ", or a smaller method.rank" if isinstance(method, Ranked) else ""
         yield remedy(
-            "method.targets: attention, or a smaller method.rank (an adapter that can learn less)",
-            method__targets="attention",
+            f"method.targets: attention{smaller} (an adapter that can learn less)", method__targets="attention"
         )
+    elif isinstance(method, Ranked) and method.rank > 1:
+        half = method.rank // 2
+        yield remedy(f"method.rank: {half} (an adapter that can learn less)", method__rank=half)
+    if method.trains_base:
+        yield remedy("method: {kind: lora} (an adapter in place of a whole checkpoint)", method=LORA)
