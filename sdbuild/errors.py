@@ -89,3 +89,10 @@ class UsageError(SdbuildError):
 def disk_full(error: OSError) -> bool:
     """Whether there was no room for what was written, on the disk or in the user's share of it."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; those of torch's, cuBLAS' and bitsandbytes' have no common class."""
+    said = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in said for word in words)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild.captioners.asking import spelled
 from sdbuild.captioners.contract import AskError, Captioner, Question, Reply
-from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, status_error, understanding
+from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, refused, status_error, understanding
 from sdbuild.captioners.pictures import encoded
 from sdbuild.captioners.running import Hosted
 
@@ -115,13 +115,14 @@ def _reply(message: Mapping[str, Any]) -> Reply:
     """
     with understanding():
         texts = [block["text"] for block in message["content"] if block["type"] == "text"]
-        if message["stop_reason"] == "refusal":
-            raise AskError("the model refuses to describe it; write its caption into a .txt file beside it", "skip")
         usage = message["usage"]
         cached = sum(usage.get(f"cache_{kind}_input_tokens") or 0 for kind in ("creation", "read"))
-        return Reply(
+        reply = Reply(
             text="".join(texts),
             cut=message["stop_reason"] in ("max_tokens", "model_context_window_exceeded"),
             input_tokens=int(usage["input_tokens"]) + cached,
             output_tokens=int(usage["output_tokens"]),
         )
+        if message["stop_reason"] == "refusal":
+            raise refused(reply)
+        return reply

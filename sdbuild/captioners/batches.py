@@ -109,7 +109,7 @@ class Batches:
                 if isinstance(answer, Reply) and good:
                     self._desk.keep(key, answer)
                 continue
-            self._desk.settle(question, answer if isinstance(answer, Reply) else None)
+            self._desk.settle(question, answer if isinstance(answer, Reply) else answer.took)
             if isinstance(answer, Reply):
                 if good:
                     del left[key]

@@ -47,6 +47,7 @@ class AskError(Exception):
         wait: float | None = None,
         busy: bool = False,
         status: int | None = None,
+        took: Reply | None = None,
     ) -> None:
         """Say what went wrong and what that means.
 
@@ -56,12 +57,14 @@ class AskError(Exception):
             wait: seconds that the server asks for.
             busy: the server has too much to do, so that all should wait.
             status: of the answer over HTTP, where there was one.
+            took: what was answered and is paid for, though it is of no use.
         """
         super().__init__(message)
         self.then = then
         self.wait = wait
         self.busy = busy
         self.status = status
+        self.took = took
 
 
 class Desk(Protocol):

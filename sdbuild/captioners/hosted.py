@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from sdbuild.captioners.contract import AskError
+from sdbuild.captioners.contract import AskError, Reply
 from sdbuild.captioners.texts import clean
 from sdbuild.errors import StepError
 
@@ -97,6 +97,12 @@ def read_whole(chunks: Iterable[bytes], timeout: float, started: float) -> dict[
     return content
 
 
+def refused(took: Reply) -> AskError:
+    """What a refusal is to a question; it costs as any answer does."""
+    message = "the model refuses to describe it; write its caption into a .txt file beside it"
+    return AskError(message, "skip", took=took)
+
+
 @contextmanager
 def understanding() -> Iterator[None]:
     """Take an answer apart; one of another shape is no answer."""
@@ -114,8 +120,9 @@ def faults(client: ModuleType, secret: Secret, model: str, timeout: float) -> It
     try:
         yield
     except AskError as error:
-        hidden = secret.hide(error)
-        raise AskError(hidden, error.then, wait=error.wait, busy=error.busy, status=error.status) from None
+        raise AskError(
+            secret.hide(error), error.then, wait=error.wait, busy=error.busy, status=error.status, took=error.took
+        ) from None
     except (client.APITimeoutError, httpx2.TimeoutException):
         raise AskError(f"no answer within {timeout:g} s", "again") from None
     except client.APIStatusError as error:

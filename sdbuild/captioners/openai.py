@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild.captioners.asking import spelled
 from sdbuild.captioners.contract import AskError, Captioner, Question, Reply
-from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, status_error, understanding
+from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, refused, status_error, understanding
 from sdbuild.captioners.pictures import encoded
 from sdbuild.captioners.running import Hosted
 
@@ -129,12 +129,13 @@ def _reply(completion: Mapping[str, Any]) -> Reply:
     """
     with understanding():
         choice = completion["choices"][0]
-        if choice["finish_reason"] == "content_filter" or choice["message"].get("refusal"):
-            raise AskError("the model refuses to describe it; write its caption into a .txt file beside it", "skip")
         usage = completion.get("usage") or {}
-        return Reply(
+        reply = Reply(
             text=choice["message"].get("content") or "",
             cut=choice["finish_reason"] == "length",
             input_tokens=int(usage.get("prompt_tokens") or 0),
             output_tokens=int(usage.get("completion_tokens") or 0),
         )
+        if choice["finish_reason"] == "content_filter" or choice["message"].get("refusal"):
+            raise refused(reply)
+        return reply

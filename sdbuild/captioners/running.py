@@ -118,7 +118,7 @@ class Asking:
             try:
                 reply = self._provider.ask(request, limit, self._settings["timeout"])
             except AskError as error:
-                self._desk.settle(question, None)
+                self._desk.settle(question, error.took)
                 # As long as a busy server answers others, this one's turn will come.
                 attempt = 1 if error.busy and self._answered > answered else attempt + 1
                 answered = self._answered

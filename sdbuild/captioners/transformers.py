@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild.captioners.contract import AskError, Captioner, Desk, Question, Reply
 from sdbuild.captioners.models import place
-from sdbuild.errors import DataError, Problem
+from sdbuild.errors import DataError, Problem, lacks_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +40,14 @@ class Local:
         model = _Model(self.folder, self.settings)
         for group in _groups(questions, self.settings["batch"]):
             pictures = [desk.picture(question) for question in group]
-            for question, text in zip(group, model.describe(group, pictures), strict=True):
+            try:
+                texts = model.describe(group, pictures)
+            except (MemoryError, RuntimeError) as error:
+                if not lacks_memory(error):
+                    raise
+                message = f"memory ran out with {len(group)} pictures at once; set a smaller batch, dtype: bfloat16"
+                raise AskError(f"{message}, a smaller longest_side, or device: cpu", "stop") from None
+            for question, text in zip(group, texts, strict=True):
                 desk.deliver(question, Reply(text=text))
 
 

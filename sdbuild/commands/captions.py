@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -34,10 +35,11 @@ class _OrTable(argparse._SubParsersAction):  # type: ignore[type-arg]
         self.choices = self._Any(self._name_parser_map)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        first = values[0]
-        super().__call__(
-            parser, namespace, values if first in self._name_parser_map else ["show", *values], option_string
-        )
+        first, known = values[0], self._name_parser_map
+        if first not in known and any(not value.startswith("-") for value in values[1:]):
+            near = difflib.get_close_matches(first, known, n=1)
+            parser.error(f"no command {first}{f' (did you mean {near[0]}?)' if near else ''}; --help shows all")
+        super().__call__(parser, namespace, values if first in known else ["show", *values], option_string)
 
 
 def add_to(commands: Any) -> None:

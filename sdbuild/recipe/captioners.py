@@ -169,7 +169,12 @@ class ModelCaptioner(Instructed):
     """Most pictures of the dataset that one build may caption; with more it stops before the first."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """What instructions name is there."""
+        """What instructions name is there, and tags are in files of their own."""
+        if self.tags_file.lower() in (".txt", ".caption"):
+            yield (
+                "tags_file",
+                f"what is in {self.tags_file} files counts as written by hand; rename them, such as to .tags",
+            )
         if self.subject:
             return
         for at, each in enumerate([self, *(self.chain or ())]):

@@ -128,7 +128,7 @@ def _from_file(material: Material, source: Path) -> tuple[list[Found], list[Prob
         case ".jsonl":
             rows = _json_rows(text)
         case ".csv":
-            rows = _csv_rows(text)
+            rows = _csv_rows(text, name)
         case ending:
             raise UsageError(f"{source}: {ending or 'this'} is not read; name a .jsonl or .csv file, or a folder")
     found: list[Found] = []
@@ -152,6 +152,8 @@ def _row(row: Any, index: Mapping[str, Sequence[Entry]]) -> tuple[Entry, Sequenc
     """
     if not isinstance(row, dict):
         raise ValueError(f"not an object with {' and '.join(COLUMNS[1:3])}")
+    if None in row:  # where CSV's reader puts them
+        raise ValueError("more values than columns; put quotation marks around a text that has commas")
     picture = next((row[key] for key in ("file_name", "file") if row.get(key)), None)
     caption = next((row[key] for key in ("text", "caption") if row.get(key)), None)
     captions: Any = [caption] if isinstance(caption, str) else caption
@@ -190,10 +192,14 @@ def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
+def _csv_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    for row in reader:
-        yield reader.line_num, row
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        message = f"cannot be read on ({error}); is a quotation mark missing?"
+        raise DataError([Problem(file=name, line=reader.line_num + 1, message=message)]) from None
 
 
 def _jsonl(rows: Iterable[tuple[Entry, Texts]]) -> str:

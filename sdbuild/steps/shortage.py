@@ -8,18 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sdbuild.errors import StepError
+from sdbuild.errors import StepError, lacks_memory
 from sdbuild.methods.spec import Layered, Ranked
 from sdbuild.recipe.methods import method_of
 
 LORA = {"kind": "lora"}
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
-"""In errors of torch's allocators, of cuBLAS and of bitsandbytes, which have no class of their own."""
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _WORDS)
 
 
 @contextmanager

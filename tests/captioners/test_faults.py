@@ -91,6 +91,7 @@ def test_a_refusal_names_the_picture_and_the_remedy(asking: Asking, server: Spea
     server.faults = ["refusal"]
     with pytest.raises(StepError) as error:
         asking.run(**model, parallel=1)
+    assert asking.told[-1][2]["k tokens"] == 4 * 1.02, "a refusal is paid for too"
     refused = re.search(r"(\d{4})\.png: the model refuses to describe it; write its caption", str(error.value))
     assert refused
     (asking.root / f"datasets/cats/{refused[1]}.txt").write_text("a cat by hand")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
+from sdbuild.captioners import transformers
 from sdbuild.captioners.models import bring, place
 from sdbuild.errors import DataError, StepError
 from sdbuild.steps.contract import Items
@@ -73,6 +75,21 @@ def test_passes_in_words_only(asking: Asking, models: Path) -> None:
     shutil.copytree(models / "blip", asking.root / "models/tiny")
     with pytest.raises(StepError, match=r"this model knows pictures only"):
         asking.run(**LOCAL, chain=chain)
+
+
+def test_memory_that_runs_out_is_told_with_what_helps(
+    asking: Asking, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe(model: object, questions: Sequence[object], pictures: object) -> list[str]:
+        if len(questions) < 3:
+            return ["a cat"] * len(questions)
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(transformers._Model, "describe", describe)
+    shutil.copytree(models / "blip", asking.root / "models/tiny")
+    with pytest.raises(StepError, match=r"memory ran out with 3 pictures at once; set a smaller batch, .*\n0 of 4"):
+        asking.run(**LOCAL, batch=3)
+    assert asking.run(**LOCAL, batch=2).computed == 4
 
 
 def test_a_hub_id_is_fetched_without_code_and_pickles(

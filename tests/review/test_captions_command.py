@@ -237,6 +237,18 @@ def test_what_cannot_be_imported_is_listed_and_nothing_is_written(cats: Cats) ->
     assert cats.state() == before
 
 
+def test_tables_that_are_not_quoted_lose_nothing(cats: Cats) -> None:
+    before = cats.state()
+    cats.write("in.csv", "file_name,text\n0000.png,a cat, red\n0001.png,a rocket\n")
+    assert "in.csv:2: more values than columns; put quotation marks" in cats.captions("import", "cat", "in.csv", code=2)
+    cats.write("in.csv", 'file_name,text\n0000.png,"a cat\n' + "0001.png,a rocket\n" * 9000)
+    said = cats.captions("import", "cat", "in.csv", code=2)
+    assert "in.csv:2: cannot be read on (field larger than field limit (131072)); is a quotation mark missing?" in said
+    cats.write("in.csv", "file_name;text\n0000.png;a cat\n")
+    assert "in.csv:2: file_name or text is missing" in cats.captions("import", "cat", "in.csv", code=2)
+    assert cats.state() == before
+
+
 def test_tags_are_counted(cats: Cats) -> None:
     for name, tags in (
         ("0000", "cat, red, sitting"),
@@ -256,7 +268,8 @@ def test_tags_are_counted(cats: Cats) -> None:
     [
         (("dog",), "no recipe dog"),
         (("show", "edit"), "no recipe edit"),
-        (("exprot", "cat"), "unrecognized arguments: cat"),
+        (("exprot", "cat"), "no command exprot (did you mean export?)"),
+        (("cat", "0001.png"), "no command cat; --help shows all"),
         (("edit", "cat", "dog.png"), "dog.png is no picture of this recipe"),
         (("confirm", "cat"), "say which pictures"),
         (("page", "cat", "--port", "99999"), "a port is a number"),
