@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from sdbuild.errors import InputError, SdbuildError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_project, recipe_files
 from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.names import group_of
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -74,7 +76,9 @@ class Build(BaseAction):  # type: ignore[misc]
         try:
             self._engine.build(self._step.name, forced=self._fresh.is_fresh)
         except InputError as error:
-            return TaskError(str(error))
+            own = f"recipes/{group_of(self._step.recipe)}.yaml"
+            told = (replace(each, file=own) if each.field and not each.file else each for each in error.problems)
+            return TaskError("\n".join(map(str, told)))
         except SdbuildError as error:
             return TaskFailed(str(error))
         except KeyboardInterrupt as error:

@@ -75,6 +75,14 @@ class Staged(Protocol):
         """Look after the weights, after each step of the optimizer."""
 
 
+@runtime_checkable
+class Pickled(Protocol):
+    """An adapter of a kind that some programs read from pickles alone; sdbuild writes these and never reads them."""
+
+    def pickled(self, name: str) -> dict[str, Any]:
+        """Return by file name what is pickled beside the files of `export`; tensors are on the CPU."""
+
+
 class Method(Protocol):
     """One way to adapt; specs are those of its kind, see `spec.MethodSpec`."""
 

@@ -83,6 +83,9 @@ class MethodSpec(Spec):
     second_factor: ClassVar[bool] = False
     """Whether it has LoRA's second factors, which can have a learning rate of their own."""
 
+    mention: ClassVar[str] = " <lora:{name}:{strength:g}>"
+    """What A1111's prompts say for it to act; new words are in the prompt themselves, and a checkpoint is the model."""
+
     @property
     def words(self) -> Sequence[str]:
         """What captions have to say for it to learn anything."""
@@ -132,6 +135,7 @@ class WeightsSpec(MethodSpec):
     """Training of the base's own weights."""
 
     modelspec: ClassVar[str] = ""
+    mention: ClassVar[str] = ""
 
     text_encoder: bool = False
     """Whether the text encoders are trained too; their outputs are then computed in every step, not once."""

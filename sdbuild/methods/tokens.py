@@ -140,7 +140,7 @@ def _refuse_known(tokenizer: Any, tokens: Sequence[Token]) -> None:
     if known:
         raise RecipeError(
             Problem(
-                field=f"method.tokens.{index}.token",
+                field=f"method.tokens[{index}].token",
                 message=f"the base's tokenizer knows {tokens[index].token!r}; choose another, e.g. in <>",
             )
             for index in known

@@ -147,6 +147,8 @@ def _message(kind: str, value: Any, context: Mapping[str, Any], place: _Place) -
         )
     if kind == "too_short":
         return "must have at least one entry"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} entries, has {len(value)}"
     if kind == "string_too_short":
         return f"is empty ({_description(place)})"
     if kind == "string_pattern_mismatch":

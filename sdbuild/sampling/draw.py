@@ -140,17 +140,18 @@ def _said(prompt: str, negative: str, family: Family, text: TextEncoder) -> dict
     return family.embedded(condition, against)
 
 
-def parameters(sample: Sample, settings: Settings, adapter: str, *, whole: bool = False) -> str:
+def parameters(sample: Sample, settings: Settings, adapter: str, *, mention: str, whole: bool = False) -> str:
     """Describe a picture as A1111 does in the PNG text chunk `parameters`.
 
     Args:
         sample: what was drawn.
         settings: and how.
-        adapter: name of its file without ending, as A1111's ``<lora:name:strength>`` wants it.
+        adapter: name of its file without ending.
+        mention: what prompts say of such an adapter, `MethodSpec.mention`.
         whole: that file is a whole checkpoint, which is told as the model where it is alone what draws.
     """
-    lora = f" <lora:{adapter}:{sample.strength:g}>" if sample.strength and not whole else ""
-    lines = [f"{sample.prompt}{lora}"]
+    said = mention.format(name=adapter, strength=sample.strength) if sample.strength else ""
+    lines = [f"{sample.prompt}{said}"]
     if settings.negative:
         lines.append(f"Negative prompt: {settings.negative}")
     facts: Mapping[str, object] = {

@@ -15,6 +15,7 @@ from sdbuild import families
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_images
 from sdbuild.data.wanted import wanted_latents, wanted_texts
 from sdbuild.families.contract import DTYPES
+from sdbuild.methods.contract import Pickled
 from sdbuild.methods.spec import WeightsSpec
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.fit import MARGIN, shown
@@ -189,7 +190,10 @@ def _adapter_files(recipe: Recipe, made: Outline) -> dict[str, int]:
     family, method = families.load(recipe.base, weights=False), method_of(recipe.train["method"])
     if not isinstance(method, WeightsSpec):
         files = made.model.adapter.export(family.key_map, recipe.train["name"])
-        return {name: file_size(each, {}) for name, each in files.items()}
+        sizes = {name: file_size(each, {}) for name, each in files.items()}
+        if isinstance(made.model.adapter, Pickled):  # the same weights once more
+            sizes |= dict.fromkeys(made.model.adapter.pickled(recipe.train["name"]), sum(sizes.values()))
+        return sizes
     loaded = (family.load_vae(device="meta").module, made.model.denoiser.module)
     texts = family.load_text(device="meta").modules.values()
     numbers = sum(each.numel() for network in (*loaded, *texts) for each in network.parameters())

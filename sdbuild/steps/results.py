@@ -11,7 +11,7 @@ from typing import Any
 
 from sdbuild.data.records import CaptionRecord
 from sdbuild.families.contract import Family, PredictionType
-from sdbuild.methods.contract import Adapter
+from sdbuild.methods.contract import Adapter, Pickled
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
 from sdbuild.recipe.train import deciding
@@ -76,6 +76,8 @@ def write_adapter(
         **({} if step is None else {"ss_steps": str(step), "sdbuild.step": str(step)}),
     }
     metadata.write_files(folder, adapter.export(family.key_map, name), header)
+    if isinstance(adapter, Pickled):
+        metadata.write_pickles(folder, adapter.pickled(name))
 
 
 def validate(state: TrainingState, measure: Callable[[], float]) -> dict[str, float]:

@@ -147,12 +147,13 @@ class _Brush:
         add = partial(apply, family=self.family, own=own, others=self.others)
         pipeline, added = load_pipeline(self.family, PartialState().device, add, offload="offload" in spec)
         (self.folder / under).mkdir(exist_ok=True)
+        said: Any = {"mention": own.method.mention, "whole": own.method.trains_base}
         listed = []
         for sample, picture in draw(pipeline, added, self.family, wanted, self.settings):
             number = spec["prompts"].index(sample.prompt)
             file = f"{under}{number:02d}-seed{sample.seed}-strength{_number(sample.strength)}.png"
             chunk = PngInfo()
-            chunk.add_text("parameters", parameters(sample, self.settings, name, whole=own.method.trains_base))
+            chunk.add_text("parameters", parameters(sample, self.settings, name, **said))
             picture.save(self.folder / file, pnginfo=chunk)
             listed.append({"file": file, "prompt": sample.prompt, "seed": sample.seed, "strength": sample.strength})
             self.done += 1

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdbuild import __version__
@@ -48,6 +50,15 @@ def write_files(folder: Path, files: Mapping[str, Mapping[str, Tensor]], header:
     for name, tensors in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_tensors(folder / name, tensors, {**header, **hashed(tensors)})
+
+
+def write_pickles(folder: Path, files: Mapping[str, Any]) -> None:
+    """Write beside an adapter's files what some programs read in torch's own format alone."""
+    for name, content in files.items():
+        with (folder / name).open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def lineage(spec: Mapping[str, Any], *, data: str, pictures: int, holdout: int) -> dict[str, str]:

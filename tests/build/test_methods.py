@@ -32,6 +32,7 @@ def test_methods_build(work: Work) -> None:
         assert (work.root / f"build/{name}/samples/grid.png").is_file()
     assert "words:text" not in ran
     assert "hyper:text" in ran
+    assert (work.root / "build/hyper/adapter/hyper.pt").is_file()
     assert {path.name for path in (work.root / "build/pivot/adapter").rglob("*.safetensors")} == {
         *("pivot.safetensors", "pytorch_lora_weights.safetensors", "sks.safetensors")
     }
@@ -41,4 +42,4 @@ def test_words_that_no_caption_says_are_missed(work: Work) -> None:
     use(work, "cat", {"kind": "textual_inversion", "tokens": [{"token": "<toy>"}]})
     result = work.doit("cat:train", code=None)
     assert result.code != 0
-    assert "method.tokens: no caption says '<toy>'; write it there, e.g. as a trigger" in result.text
+    assert "recipes/cat.yaml: method.tokens: no caption says '<toy>'; write it there, e.g. as a trigger" in result.text

@@ -1,15 +1,18 @@
 """What the field's programs make of an adapter's file: new weights of one layer, from what is named after it.
 
 By ComfyUI's `comfy/weight_adapter/*.py` and `comfy/lora.py` (LoRA, LoHa, LoKr, GLoRA, OFT, changes of biases), by
-LyCORIS' modules, and by A1111's `extensions-builtin/Lora/network_ia3.py`.
+LyCORIS' modules, and by A1111's `extensions-builtin/Lora/network_ia3.py`; of hypernetworks by A1111's
+`modules/hypernetworks/hypernetwork.py`, which ComfyUI's `comfy_extras/nodes_hypernetwork.py` follows.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Part = Mapping[str, Tensor]
 
@@ -98,3 +101,25 @@ READERS = {
     "on_input": ia3,
 }
 """By a name that tells the method."""
+
+
+def hypernetwork_of(content: Mapping[Any, Any]) -> dict[int, list[nn.Module]]:
+    """Return the networks of keys and values by width, from what a `.pt` file holds."""
+    assert not content["use_dropout"]
+    assert not content["activate_output"]
+    activation, structure = content["activation_func"], content["layer_structure"]
+    found: dict[int, list[nn.Module]] = {}
+    for width in (key for key in content if isinstance(key, int)):
+        for state in content[width]:
+            parts: list[nn.Module] = []
+            for index in range(len(structure) - 1):
+                one, other = (int(width * structure[place]) for place in (index, index + 1))
+                parts.append(nn.Linear(one, other))
+                if activation != "linear" and index < len(structure) - 2:
+                    parts.append({"mish": nn.Mish}[activation]())
+                if content["is_layer_norm"]:
+                    parts.append(nn.LayerNorm(other))
+            network = nn.Sequential(OrderedDict(linear=nn.Sequential(*parts)))
+            network.load_state_dict(state)
+            found.setdefault(width, []).append(network)
+    return found

@@ -16,12 +16,14 @@ from torch import Tensor
 from sdbuild import families, methods
 from sdbuild.errors import RecipeError, StepError
 from sdbuild.families.contract import Family
-from sdbuild.methods.contract import Adapter, Networks, Staged
+from sdbuild.methods.contract import Adapter, Networks, Pickled, Staged
 from sdbuild.methods.tokens import Rows
 from sdbuild.recipe.methods import method_of
 from sdbuild.sampling.draw import Sample, Settings, draw
+from sdbuild.training.metadata import write_pickles
 from sdbuild.training.precision import Precision
 from sdbuild.training.state import TrainingState
+from tests.methods.readers import hypernetwork_of
 from tests.tiny import make_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
@@ -291,15 +293,29 @@ def test_files_have_the_fields_names(family: Family) -> None:
     assert all(name.startswith("lora_") for name in bundle.keys() - words)
 
 
-def test_a_hypernetwork_is_named_as_a1111s(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["hypernetwork", "hypernetwork deep"])
+def test_web_uis_read_a_hypernetwork(name: str, tmp_path: Path) -> None:
     family = families.load(make_pipeline(tmp_path / "base"))
-    bench = Bench(family, ROWS["hypernetwork deep"])
+    bench = Bench(family, ROWS[name])
+    bench.train()
     denoiser: Any = bench.denoiser.module
     width = denoiser.config.cross_attention_dim
+    assert isinstance(bench.adapter, Pickled)
+    write_pickles(tmp_path, bench.adapter.pickled("mine"))
+    first = (tmp_path / "mine.pt").read_bytes()
+    write_pickles(tmp_path, bench.adapter.pickled("mine"))
+    assert (tmp_path / "mine.pt").read_bytes() == first
+    read = hypernetwork_of(torch.load(tmp_path / "mine.pt", weights_only=True))
+    states = torch.randn(2, 7, width, generator=torch.Generator().manual_seed(0))
+    for number, projection in enumerate(("to_k", "to_v")):
+        (module, *_) = [m for path, m in denoiser.named_modules() if path.endswith(f"attn2.{projection}")]
+        (hook, *_) = module._forward_pre_hooks.values()
+        with torch.no_grad():
+            changed = read[width][number](states)
+            assert torch.allclose(states + changed, hook(module, (states,))[0], atol=1e-6)
+        assert changed.abs().max() > 1e-4
     names = bench.adapter.export(family.key_map, "mine")["mine.safetensors"]
-    assert {name.rpartition(".")[0] for name in names} == {
-        f"{width}.{number}.linear.{layer}" for number in (0, 1) for layer in (0, 2, 3, 5, 7)
-    }
+    assert set(names) == {f"{width}.{number}.{key}" for number in (0, 1) for key in read[width][number].state_dict()}
 
 
 def test_bases_without_cross_attention_are_refused(tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_a_ratio_needs_second_factors(project: Path, kind: str, has: bool) -> No
         assert complaints(project) == [problem]
 
 
+def test_tokens_are_words_that_prompts_leave_alone(project: Path) -> None:
+    write(project, cat=f"{GOOD}method: {{kind: textual_inversion, tokens: [{{token: '[V]'}}, {{token: <V>}}]}}\n")
+    problem = "'[V]' has brackets that prompts read as weights; choose others, such as '<toy>'"
+    assert complaints(project) == [f"recipes/cat.yaml:3: method.tokens[0].token: {problem}"]
+
+
+def test_a_list_has_limits(project: Path) -> None:
+    others = ", ".join(["{recipe: cat}"] * 8)
+    write(project, cat=f"{GOOD}sample: {{prompts: [a], adapters: [{others}]}}\n")
+    assert complaints(project) == ["recipes/cat.yaml:3: sample.adapters: must have at most 7 entries, has 8"]
+
+
 @pytest.mark.parametrize("held", ["nf4", "int8", "bfloat16"])
 def test_the_bases_own_weights_are_trained_in_float32(project: Path, held: str) -> None:
     held_in = f"train: {{precision: bfloat16, base_precision: {held}}}\n"

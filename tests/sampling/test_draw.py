@@ -13,7 +13,11 @@ from PIL.Image import Image
 
 from sdbuild.families import load
 from sdbuild.families.contract import Family
+from sdbuild.methods.full.spec import Full
+from sdbuild.methods.hypernetwork.spec import Hypernetwork
+from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
+from sdbuild.methods.textual_inversion.spec import TextualInversion
 from sdbuild.recipe.models import Sample as SampleModel
 from sdbuild.sampling.draw import Sample, Settings, draw, load_pipeline, parameters, samples
 from sdbuild.sampling.schedulers import SCHEDULERS
@@ -133,9 +137,12 @@ def test_samples_are_in_reading_order() -> None:
 def test_parameters_read_as_a1111s(strength: float, negative: str, text: str) -> None:
     settings = Settings(scheduler="dpm++", steps=3, guidance=4.0, negative=negative, width=64, height=48)
     sample = Sample(prompt="a cat", seed=5, strength=strength)
-    assert parameters(sample, settings, "mine") == text
-    assert "mine" not in parameters(sample, settings, "mine", whole=True)
-    last = parameters(Sample(prompt="a cat", seed=5, strength=1.0), settings, "mine", whole=True).splitlines()[-1]
+    assert parameters(sample, settings, "mine", mention=Lora.mention) == text
+    for method in (Full, TextualInversion):
+        assert "mine" not in parameters(sample, settings, "mine", mention=method.mention, whole=method is Full)
+    assert Hypernetwork.mention.format(name="mine", strength=0.5) == " <hypernet:mine:0.5>"
+    whole = Sample(prompt="a cat", seed=5, strength=1.0)
+    last = parameters(whole, settings, "mine", mention=Full.mention, whole=True).splitlines()[-1]
     assert last.endswith("Size: 64x48, Model: mine")
 
 

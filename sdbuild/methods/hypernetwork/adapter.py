@@ -1,7 +1,7 @@
 """Hypernetworks as the web UIs know them: k and v of cross-attention see x + s · f(x) instead of the text's states x.
 
-A key's network serves all layers, and so does a value's. The names of weights are those of A1111's files, with the
-width and `0` for keys or `1` for values before them.
+A key's network serves all layers, and so does a value's. Layers have the order and the names of A1111's
+`modules/hypernetworks/hypernetwork.py`, with the width and `0` for keys or `1` for values before them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.functional import dropout
 
 from sdbuild.data.sampler import derive
-from sdbuild.errors import Problem, RecipeError, StepError
+from sdbuild.errors import DataError, Problem, RecipeError, StepError
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
 from sdbuild.methods.hypernetwork.spec import Hypernetwork
 from sdbuild.methods.state import take_over, without
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "linear": nn.Identity,
     "relu": nn.ReLU,
     "leakyrelu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -34,7 +34,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "mish": nn.Mish,
 }
-"""By the recipe's `method.activation`; A1111's swish is the hard one."""
+"""By the recipe's `method.activation`, but for `linear`, which is none; A1111's swish is the hard one."""
 STARTS: Mapping[str, Callable[[Tensor, torch.Generator], Any]] = {
     "normal": lambda weight, chance: nn.init.normal_(weight, std=0.01, generator=chance),
     "xavier-uniform": lambda weight, chance: nn.init.xavier_uniform_(weight, generator=chance),
@@ -54,35 +54,40 @@ class Residual(nn.Module):
         super().__init__()
         widths = [max(1, int(width * factor)) for factor in spec.layers]
         parts: list[nn.Module] = []
-        last = len(widths) - 2
-        for index, (one, other) in enumerate(pairwise(widths)):
+        for index, (one, other) in enumerate(pairwise(widths), start=2):
             parts.append(nn.Linear(one, other))
-            if index < last:
+            if index < len(widths) and spec.activation in ACTIVATIONS:
                 parts.append(ACTIVATIONS[spec.activation]())
-                if spec.layer_norm:
-                    parts.append(nn.LayerNorm(other))
-                if spec.dropout and index == last - 1:
-                    parts.append(nn.Dropout(spec.dropout))
+            if spec.layer_norm:
+                parts.append(nn.LayerNorm(other))
         self.linear = nn.Sequential(*parts)
+        self.dropout = spec.dropout
         self.strength = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the projection sees, like x."""
         if self.strength == 0:
             return x
-        changed: Tensor = self.linear(x.float())
+        changed = x.float()
+        for index, part in enumerate(self.linear):
+            if index and isinstance(part, nn.Linear):
+                changed = dropout(changed, self.dropout, self.training)
+            changed = part(changed)
         return (x.float() + self.strength * changed).to(x.dtype)
 
     @torch.no_grad()
     def begin(self, how: str, seed: int, name: str) -> None:
-        """Draw the first weights, but zeros in the last layer, which leaves x as it is."""
+        """Draw the first weights, but zeros in what comes last, a layer or its norm, which leaves x as it is."""
+        *_, last = self.linear
         layers = [part for part in self.linear if isinstance(part, nn.Linear)]
         for index, layer in enumerate(layers):
             chance = torch.Generator().manual_seed(derive(seed, 0, f"{name}.{index}", "start"))
             drawn = torch.empty(layer.weight.shape)
             STARTS[how](drawn, chance)
-            layer.weight.copy_(drawn if index < len(layers) - 1 else torch.zeros_like(drawn))
+            layer.weight.copy_(drawn)
             layer.bias.zero_()
+        for parameter in last.parameters():
+            parameter.zero_()
 
 
 class HypernetworkAdapter:
@@ -112,15 +117,29 @@ class HypernetworkAdapter:
         """Return one file, named as A1111's are inside."""
         return {f"{name}.safetensors": {key.removeprefix("unet."): tensor for key, tensor in self.state().items()}}
 
+    def pickled(self, name: str) -> dict[str, dict[Any, Any]]:
+        """Return the file that A1111 and ComfyUI read, by its name: they know hypernetworks in this format alone."""
+        weights: dict[Any, Any] = {}
+        for which, network in self._networks.items():  # keys before values
+            width, state = int(which.partition(".")[0]), network.state_dict()
+            # Where only sizes are asked for, weights have no values.
+            own = {key: tensor if tensor.is_meta else tensor.cpu() for key, tensor in state.items()}
+            weights.setdefault(width, []).append(own)
+        # Dropout is told as none: it is over, and what is told would count as layers.
+        about = {"step": 0, "name": name, "use_dropout": False, "activate_output": False, "last_layer_dropout": False}
+        return {f"{name}.pt": {**weights, **about, **self._about()}}
+
     def summary(self) -> dict[str, str]:
         """Return what A1111's files say of themselves."""
+        return {"ss_network_module": "hypernetwork", **{key: str(value) for key, value in self._about().items()}}
+
+    def _about(self) -> dict[str, Any]:
         spec = self._spec
         return {
-            "ss_network_module": "hypernetwork",
-            "layer_structure": str(list(spec.layers)),
+            "layer_structure": list(spec.layers),
             "activation_func": spec.activation,
-            "is_layer_norm": str(spec.layer_norm),
-            "weight_initialization": spec.start,
+            "is_layer_norm": spec.layer_norm,
+            "weight_initialization": "".join(map(str.capitalize, spec.start.split("-"))),
         }
 
     def train(self, mode: bool) -> None:
@@ -177,7 +196,11 @@ class HypernetworkMethod:
         """Add those of the file."""
         adapter = self.inject(base, spec, seed=0)
         state = load_file(folder / f"{name}.safetensors")
-        adapter.load_state({f"unet.{key}": tensor for key, tensor in state.items()})
+        try:
+            adapter.load_state({f"unet.{key}": tensor for key, tensor in state.items()})
+        except ValueError as error:
+            message = f"{name}.safetensors has other layers than its recipe says ({error}); `doit -a {name}:train`"
+            raise DataError(message) from None
         return adapter
 
 

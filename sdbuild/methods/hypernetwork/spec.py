@@ -15,6 +15,7 @@ class Hypernetwork(MethodSpec):
     """Small networks that change what keys and values of cross-attention see of the text, as the web UIs have them."""
 
     modelspec: ClassVar[str] = "/hypernetwork"
+    mention: ClassVar[str] = " <hypernet:{name}:{strength:g}>"
 
     kind: Literal["hypernetwork"] = "hypernetwork"
     layers: Some[Annotated[float, Field(gt=0, le=16)]] = (1.0, 2.0, 1.0)
@@ -22,11 +23,11 @@ class Hypernetwork(MethodSpec):
     activation: Literal["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "mish"] = "linear"
     """Function after each layer but the last."""
     layer_norm: bool = False
-    """Whether a layer norm follows each layer but the last."""
+    """Whether a layer norm follows each layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the values that is set to zero in each training step, before the last layer."""
+    """Share of the values that is set to zero in each training step, after each layer but the last."""
     start: Literal["normal", "xavier-uniform", "xavier-normal", "kaiming-uniform", "kaiming-normal"] = "normal"
-    """Distribution of the first weights; the last layer starts at zero."""
+    """Distribution of the first weights; the last layer, or its norm, starts at zero."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """What goes in comes out at the same width."""

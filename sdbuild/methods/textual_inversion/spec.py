@@ -15,6 +15,8 @@ from sdbuild.recipe.spec import Some, Spec, Text, refuse
 def _token(word: str) -> str:
     if not re.fullmatch(r"\S+", word) or not re.search(r"[^\W_]", word):
         raise refuse(f"{word!r} must be one word with letters or digits, such as '<toy>'")
+    if re.search(r"[()\[\]\\]", word):
+        raise refuse(f"{word!r} has brackets that prompts read as weights; choose others, such as '<toy>'")
     if re.search(r"_\d+$", word):
         raise refuse(f"{word!r} ends like the further vectors of another token; leave the number out")
     return word
@@ -73,6 +75,7 @@ class TextualInversion(Tokens):
     """New words whose vectors are learned, and nothing else of the base (Gal et al., 2023)."""
 
     modelspec: ClassVar[str] = "/textual-inversion"
+    mention: ClassVar[str] = ""
 
     kind: Literal["textual_inversion"] = "textual_inversion"
 
