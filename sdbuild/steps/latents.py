@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild import families
 from sdbuild.data.buckets import Size
-from sdbuild.data.items import ItemStore, export, reuse
+from sdbuild.data.items import ItemStore, ShardReader, export, reuse
+from sdbuild.data.masks import ALPHA
+from sdbuild.data.placing import Findings
 from sdbuild.data.records import ImageRecord, iter_images, read_class_pictures, write_lines
 from sdbuild.data.wanted import WantedLatent, wanted_latents
 from sdbuild.errors import DataError, Problem
@@ -59,6 +61,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         items = _encode(chosen, encoder, inputs.project, spec["background"], context)
         store.fill(_with_geometry(items, wanted) if families.describe(inputs.base).geometry else items)
     export(wanted, out / "latents", [previous, store])
+    for word in _opaque(own, ShardReader(out / "latents")):
+        context.warn(word)
     write_lines(out / "latents" / "index.jsonl", [*_index(own), *({**row, "prior": True} for row in _index(prior))])
     return Items(total=len(wanted), computed=len(missing))
 
@@ -71,6 +75,21 @@ def _index(wanted: Mapping[str, WantedLatent]) -> list[dict[str, Any]]:
         for key, item in wanted.items()
     ]
     return sorted(rows, key=lambda row: (row["digest"], row["flip"], row["key"]))
+
+
+def _opaque(wanted: Mapping[str, WantedLatent], latents: ShardReader) -> list[str]:
+    """Say which pictures were to be masked by their transparency and have none."""
+
+    def masked(key: str) -> bool:
+        part = latents.find(key)
+        return part is not None and any(tensor.name == "mask" for tensor in part.tensors)
+
+    findings = Findings()
+    by_path = {item.placement.record.path: key for key, item in wanted.items() if item.placement.record.mask == ALPHA}
+    for path, key in sorted(by_path.items()):
+        if not masked(key):
+            findings.note("without transparency for mask: {from: alpha}, learned as a whole", path)
+    return findings.warnings()
 
 
 def _load(base: Path, spec: Mapping[str, Any], buckets: Iterable[Size]) -> LatentEncoder:

@@ -52,6 +52,9 @@ from sdbuild.training.watch import Watch
 NAMES: Mapping[PredictionType, str] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow": "flow"}
 """What is predicted, as recipes call it."""
 
+IDLE = frozenset({"rising_loss", "checkpoint_every", "gradient_checkpointing"})
+"""Settings that say when to give up, when to save and what to keep in memory."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Looking:
@@ -316,8 +319,8 @@ def _train(
 
 
 def _deciding(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave out of a spec what only says when to give up, so that a training goes on with another limit."""
-    return {**spec, "train": {key: value for key, value in spec["train"].items() if key != "rising_loss"}}
+    """Leave out of a spec what changes no step, so that a training that was stopped goes on with other limits."""
+    return {**spec, "train": {key: value for key, value in spec["train"].items() if key not in IDLE}}
 
 
 def _trackers(inputs: Inputs, settings: Train, context: Context, processes: Processes) -> Trackers:

@@ -15,10 +15,6 @@ RECENT = 10
 """Steps whose mean loss decides whether a state is good enough to be kept as the last one."""
 
 
-class BrokenDownError(StepError):
-    """The loss is not what it should be; the message names step, pictures and setting."""
-
-
 @dataclass(kw_only=True, slots=True)
 class Guard:
     """Looks at each step's loss, by what was lost so far alone, so that a resumed training stops where any would."""
@@ -33,13 +29,16 @@ class Guard:
     clip: float | None
     rate_of: Callable[[int], float]
     names_of: Callable[[int], Sequence[str]]
+    kept: Callable[[], str]
+    """Says which state is kept, for the message."""
     _records: deque[tuple[int, list[float]]] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def check(self, losses: Sequence[float], norm: float, records: list[float]) -> None:
         """Look at the last of all steps: its mean is the last of `losses`, of its `records`.
 
         Raises:
-            StepError: loss or gradient is not finite, or the loss has risen too far.
+            StepError: loss or gradient is not finite, or the loss has risen too far; the message names step, pictures
+                and setting.
         """
         step, mean = len(losses) - 1, losses[-1]
         if not (math.isfinite(mean) and math.isfinite(norm)):
@@ -62,12 +61,12 @@ class Guard:
             return False
         return sum(losses[-RECENT:]) / RECENT > self.rise * sum(losses[:WINDOW]) / WINDOW
 
-    def _broken(self, step: int, what: str, otherwise: str = "") -> BrokenDownError:
+    def _broken(self, step: int, what: str, otherwise: str = "") -> StepError:
         clip = "set train.clip" if self.clip is None else f"lower train.clip ({self.clip:g})"
-        return BrokenDownError(
+        return StepError(
             f"training broke down at step {step + 1} of {self.steps}: {what}\n"
             f"lower train.learning_rate ({self.rate_of(step):g} there), lengthen train.warmup, {clip}, "
-            f"or look at these pictures{otherwise}"
+            f"or look at these pictures{otherwise}\n{self.kept()}"
         )
 
     def _worst(self) -> list[str]:

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from sdbuild.data.sampler import derive
-from sdbuild.errors import StepError
 from sdbuild.training.checkpoint import Checkpoints
-from sdbuild.training.guard import BrokenDownError, Guard
+from sdbuild.training.guard import Guard
 from sdbuild.training.interrupts import uninterrupted
 from sdbuild.training.optimizers import set_rate
 from sdbuild.training.parallel import ALONE, Processes
@@ -85,7 +84,14 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         state.restore(snapshot)
     clock = Clock(state.seconds)
     report = Report(progress=progress, total=plan.steps)
-    guard = Guard(steps=plan.steps, rise=plan.rising_loss, clip=plan.clip, rate_of=plan.rate_of, names_of=plan.names_of)
+    guard = Guard(
+        steps=plan.steps,
+        rise=plan.rising_loss,
+        clip=plan.clip,
+        rate_of=plan.rate_of,
+        names_of=plan.names_of,
+        kept=lambda: checkpoints.kept,
+    )
     pending = Pending(guard=guard, state=state)
     limit = math.inf if plan.clip is None else plan.clip
     parameters = [parameter for _, parameter in state.adapter.parameters()]
@@ -131,8 +137,6 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
         if checkpoints.saved != state.step:
             checkpoints.save(state.snapshot())
         raise KeyboardInterrupt(f"after step {state.step} of {plan.steps}, which is saved") from None
-    except BrokenDownError as error:
-        raise StepError(f"{error}\n{checkpoints.kept}") from None
 
 
 def accumulate(batches: Iterator[Tensor], records: int, scaler: GradScaler, device: torch.device) -> Tensor:
@@ -189,7 +193,7 @@ class Pending:
         self._steps.append(torch.cat([losses.mean().view(1), norm.view(1), losses]))
 
     def settle(self, keep: int = 0) -> None:
-        """Read all but the newest `keep` into the state's losses; `BrokenDownError` if one is not as it should be."""
+        """Read all but the newest `keep` into the state's losses; `StepError` if one is not as it should be."""
         with uninterrupted():
             while len(self._steps) > keep:
                 mean, norm, *records = self._steps.pop(0).tolist()

@@ -73,8 +73,9 @@ class DecoupledSGD(torch.optim.SGD):
         decays = [group["weight_decay"] for group in self.param_groups]
         try:
             for group, decay in zip(self.param_groups, decays, strict=True):
-                if decay:
-                    torch._foreach_mul_([p for p in group["params"] if p.grad is not None], 1 - group["lr"] * decay)
+                moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+                if decay and moved:
+                    torch._foreach_mul_(moved, 1 - group["lr"] * decay)
                 group["weight_decay"] = 0.0
             super().step()
         finally:

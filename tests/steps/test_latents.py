@@ -17,7 +17,8 @@ from PIL import Image
 
 from sdbuild.data.buckets import Fit
 from sdbuild.data.items import ShardReader
-from sdbuild.data.pictures import pixel_digest
+from sdbuild.data.masks import ALPHA
+from sdbuild.data.pictures import decode, pixel_digest
 from sdbuild.data.records import ImageRecord, read_images, write_images
 from sdbuild.data.wanted import wanted_latents
 from sdbuild.errors import DataError
@@ -157,6 +158,22 @@ def test_masks_lie_beside_their_latents(stage: Stage) -> None:
     assert torch.equal(found[True, 8][0], left.flip(-1))
     assert found[False, 4][0][0, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.1), "scaled masks have soft edges"
     assert (found[False, 8][1], found[False, 4][1]) == (None, [0])
+
+
+def test_what_has_no_transparency_to_mask_it_is_said(stage: Stage) -> None:
+    opaque, masked = make_pictures(stage.project / "pictures", 2)
+    image = Image.open(masked).convert("RGB")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(masked)
+    rows = read_images(write_records(stage.project, [opaque]))
+    decoded = decode(masked.read_bytes(), background="white", name="a")
+    rows += [replace(*rows, path="pictures/0001.png", digest=pixel_digest(decoded.image, decoded.alpha))]
+    images = stage.project / "images.jsonl"
+    write_images(images, [replace(row, mask=ALPHA) for row in rows])
+    for _ in range(2):
+        stage.run(latents, {**SPEC, "flip": True}, images=images)
+    word = "1 picture without transparency for mask: {from: alpha}, learned as a whole (pictures/0000.png)"
+    assert stage.warnings == [word] * 2
 
 
 def test_a_changed_mask_is_noticed(stage: Stage) -> None:

@@ -164,6 +164,26 @@ def test_another_spec_starts_anew(tmp_path: Path, inputs: Inputs) -> None:
     assert listener.warnings == []
 
 
+def test_what_changes_no_step_may_change_on_the_way(
+    tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a training that ran out of memory, or out of patience, goes on with the remedy."""
+    monkeypatch.setattr("sdbuild.training.loop.REPORT_SECONDS", 0)
+    monkeypatch.setattr("sdbuild.training.checkpoint.SHARE", 1e9)
+    listener = Listener(tmp_path, stop_at=3)
+    with pytest.raises(RuntimeError):
+        build(make_spec(), inputs, listener, "first")
+    listener.stop_at = None
+    spec = make_spec(checkpoint_every=2, gradient_checkpointing=True, rising_loss=None)
+    assert build(spec, inputs, listener, "second").computed == 3
+    build(make_spec(), inputs, Listener(tmp_path / "whole"))
+    found, expected = (
+        load_file(folder / "adapter/tiny.safetensors") for folder in (tmp_path / "second", tmp_path / "whole/out")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_other_data_start_anew(tmp_path: Path, base: Path, inputs: Inputs) -> None:
     listener = Listener(tmp_path)
     build(make_spec(), inputs, listener, "first")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sdbuild.errors import StepError
 from sdbuild.training.guard import WINDOW
@@ -65,6 +67,26 @@ def test_a_gradient_that_is_not_finite_stops(tmp_path: Path) -> None:
     newest = checkpoints(tmp_path)[-1]
     assert kept == f"the state after step {int(newest.stem.split('-')[1])} is kept"
     assert all(tensor.isfinite().all() for tensor in load_file(newest).values())
+
+
+def test_stopped_just_when_it_breaks_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the last step is read when Ctrl-C comes: a state that is not good is not saved."""
+    monkeypatch.setattr("sdbuild.training.loop.REPORT_SECONDS", 0)
+    predict, steps = toy.Factors.predict, []
+
+    def predicted(self: toy.Factors, noisy: Tensor) -> Tensor:
+        steps.append(len(steps))
+        return predict(self, noisy) * (math.nan if steps[-1] == 2 else 1)
+
+    def stop(done: int, total: int, unit: str, **figures: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy.Factors, "predict", predicted)
+    with pytest.raises(StepError, match=r"^training broke down at step 3 of 10: the loss is nan") as caught:
+        toy.run(tmp_path, toy.settings_of(), stop)
+    assert str(caught.value).splitlines()[-1] == "the state after step 2 is kept"
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002.safetensors"]
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

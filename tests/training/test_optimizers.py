@@ -191,6 +191,20 @@ def test_all_run_on_this_machine(name: str) -> None:
     optimizers.check(name, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_has_no_gradient_waits(name: str) -> None:
+    """Of methods in stages, one group has none at first and another none in the end."""
+    first, second = (Parameter(torch.ones(64, 64)) for _ in range(2))
+    groups = [{"params": [first], "share": 1.0}, {"params": [second], "share": 0.5}]
+    optimizer = OPTIMIZERS[name](groups, 0.01, 0.1)
+    for moving, waiting in ((first, second), (second, first)):
+        before = waiting.detach().clone()
+        moving.grad, waiting.grad = torch.ones_like(moving), None
+        optimizer.step()
+        assert torch.equal(waiting, before)
+        assert name == "prodigy" or not torch.equal(moving, torch.ones_like(moving)), "its first steps are too small"
+
+
 @pytest.mark.parametrize("name", ["adamw-8bit", "lion-8bit-paged", "prodigy", "came", "adamw-schedule-free"])
 def test_a_missing_library_brings_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(module: str) -> Any:
