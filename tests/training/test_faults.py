@@ -72,7 +72,8 @@ def test_a_gradient_that_is_not_finite_stops(tmp_path: Path) -> None:
 def test_stopped_just_when_it_breaks_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of the last step is read when Ctrl-C comes: a state that is not good is not saved."""
     monkeypatch.setattr("sdbuild.training.loop.REPORT_SECONDS", 0)
-    predict, steps = toy.Factors.predict, []
+    predict = toy.Factors.predict
+    steps: list[int] = []
 
     def predicted(self: toy.Factors, noisy: Tensor) -> Tensor:
         steps.append(len(steps))
