@@ -23,8 +23,8 @@ WARM = 1
 """Turns that are not counted: first uses of everything."""
 STEPS = {"float32": 7, "bfloat16": 5}
 """Turns by number format, the warm ones included; a step takes seconds."""
-NARROW = 64
-"""Side of pictures in a format that the processor has no kernels for; at 256 px a step takes minutes there."""
+CRAWLING = 3
+"""Turns in a format that the processor has no kernels for: a step takes minutes there."""
 
 
 def measure(options: Options) -> list[Row]:
@@ -40,10 +40,12 @@ def compare(precision: str, count: int, *, small: bool) -> Row:
     """Take so many turns in one number format."""
     import torch
 
-    side = NARROW if Precision(compute=precision).crawls(torch.device("cpu")) else SIDE
+    crawls = Precision(compute=precision).crawls(torch.device("cpu"))
+    turns = min(count, CRAWLING) if crawls else count
     with folder() as root:
-        turns = take_turns(cached_project(root, small=small, side=side, steps=count, precision=precision))
-    return turns.row(f"SD1.5 training step over a bare loop, {precision}, {side} px")
+        taken = take_turns(cached_project(root, small=small, side=SIDE, steps=turns, precision=precision))
+    without = ["the processor has no kernels for this format"] if crawls else []
+    return taken.row(f"SD1.5 training step over a bare loop, {precision}, {SIDE} px", *without)
 
 
 @dataclass(kw_only=True)
