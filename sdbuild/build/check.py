@@ -92,6 +92,8 @@ def _check_variants(project: Project, variants: Sequence[Recipe], console: Conso
 def _check_base(project: Project, recipe: Recipe) -> list[Problem]:
     """What is wrong with a base that is on this machine, and with what the recipe says of it."""
     base = Base.of(recipe.resolved()["base"])
+    if any(not (project.root / dep.path).exists() for dep in base.deps):
+        return []  # another recipe builds it first
     try:
         folder = sources.find(base, project.root)
         if folder is None:

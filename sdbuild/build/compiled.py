@@ -44,20 +44,20 @@ class Compiled:
         wrong: list[Problem] = []
         brought: dict[Base, tuple[Base, list[Problem]]] = {}
         for name, base in self._bases.items():
+            if base.deps:  # brought when the recipe that builds it is done
+                continue
             if base not in brought:
-                folder = sources.bring(base, self._project.root, say)
-                commits = sources.commits(base, self._project.root)
-                pinned = replace(
-                    base,
-                    commit=commits.model or base.commit,
-                    vae_commit=commits.vae or base.vae_commit,
-                    refiner_commit=commits.refiner or base.refiner_commit,
-                )
-                brought[base] = pinned, sources.problems(base, folder)
+                brought[base] = self._pinned(base, say)
             self._bases[name], found = brought[base]
-            wrong += [replace(problem, file=f"recipes/{group_of(name)}.yaml") for problem in found]
+            wrong += _problems_of(name, found)
         if wrong:
             raise RecipeError(dict.fromkeys(wrong))
+
+    def bring_base(self, name: str, say: Callable[[str], None]) -> None:
+        """The same for one recipe, whose base another recipe has built."""
+        self._bases[name], found = self._pinned(self._bases[name], say)
+        if found:
+            raise RecipeError(_problems_of(name, found))
 
     def files(self, reads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         """Text of every compiled file by path; `reads` as for `render_recipe_json`."""
@@ -87,6 +87,18 @@ class Compiled:
         write_atomic(target, text)
         return kept
 
+    def _pinned(self, base: Base, say: Callable[[str], None]) -> tuple[Base, list[Problem]]:
+        """A base with its commits, brought to this machine, and what a recipe says that is not so of it."""
+        folder = sources.bring(base, self._project.root, say)
+        commits = sources.commits(base, self._project.root)
+        pinned = replace(
+            base,
+            commit=commits.model or base.commit,
+            vae_commit=commits.vae or base.vae_commit,
+            refiner_commit=commits.refiner or base.refiner_commit,
+        )
+        return pinned, sources.problems(base, folder)
+
     def _base(self, name: str, base: Mapping[str, Any]) -> Base:
         """The base of a recipe; what comes from a hub stays at the commit that was resolved first."""
         asked = Base.of(base)
@@ -101,3 +113,7 @@ class Compiled:
         if known.vae == asked.vae:
             asked = replace(asked, vae_commit=known.vae_commit)
         return replace(asked, refiner_commit=known.refiner_commit) if known.refiner == asked.refiner else asked
+
+
+def _problems_of(name: str, found: Sequence[Problem]) -> list[Problem]:
+    return [replace(problem, file=f"recipes/{group_of(name)}.yaml") for problem in found]

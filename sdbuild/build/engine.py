@@ -55,7 +55,7 @@ class Engine:
         self.stat = StatCache(project.root, project.stat_cache)
         self.oracle = Oracle(project, list(self.steps.values()), self.lock_file, self.stat)
         self.outcomes: dict[str, Outcome] = {}
-        self._recipes = {recipe.name: recipe for recipe in recipes}
+        self.recipes = {recipe.name: recipe for recipe in recipes}
         self._asking = {recipe.name for recipe in recipes if recipe.remote.lookup == "auto"}
         self._reads: dict[str, Mapping[str, str]] = {}
         self._build_lock = BuildLock(project, waiting=console.say)
@@ -141,7 +141,17 @@ class Engine:
         if verdict.absent:
             self._bring(verdict.absent)
             verdict = self.oracle.judge(step.name)
+        if "base" not in verdict.reads and self._bring_base(step):
+            verdict = self.oracle.judge(step.name)
         return verdict
+
+    def _bring_base(self, step: Step) -> bool:
+        """Bring a base that another recipe has built, if the step reads one."""
+        if "base" not in step.views or not step.base.deps:
+            return False
+        self.compiled.bring_base(step.recipe, self.console.say)
+        self.oracle.forget()
+        return True
 
     def _without_running(self, verdict: Verdict) -> Outcome | None:
         step = verdict.step
@@ -186,6 +196,7 @@ class Engine:
             missing = tuple(dep.path for dep in step.deps if not self.oracle.in_place(dep.path))
             if missing:
                 self._bring(missing)
+            self._bring_base(step)
             self.oracle.forget()
             verdict = self.oracle.judge(step.name)
             self._write_reads(verdict)
@@ -226,7 +237,7 @@ class Engine:
         train = self.steps[f"{recipe}:train"]
         if self.oracle.judge(train.name).action != "run":
             return []
-        chosen = self._recipes[recipe]
+        chosen = self.recipes[recipe]
         return [f"recipes/{chosen.group}.yaml: {word}" for word in missing(chosen)]
 
     def _tell_lacking(self, recipe: str) -> None:
@@ -246,7 +257,6 @@ class Engine:
     def _check_unchanged(self, step: Step, before: Verdict) -> None:
         """Look at the inputs again: as they would be built now, and as they lie there, for anybody may edit outs."""
         self.oracle.forget()
-        self.oracle.reads.forget()
         after = self.oracle.judge(step.name)
         changed = {
             dep.path: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sdbuild.build.counts import Counts
@@ -15,15 +15,36 @@ from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
-from sdbuild.recipe.load import load_project
+from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.names import group_of
 
 
-def forecast(project: Project) -> list[dict[str, Any]]:
-    """All steps as `sdbuild plan --json` prints them, in plan order."""
+def forecast(project: Project, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Steps as `sdbuild plan --json` prints them, in plan order.
+
+    Args:
+        project: whose steps they are.
+        names: of recipes or variants, with which come the steps of others that they wait for; all if there are none.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
     with _engine(project) as engine:
         counts = Counts(engine.oracle)
-        return [_row(engine.oracle.judge(name), counts, engine) for name in engine.steps]
+        wanted = _wanted(engine, names) if names else engine.steps.keys()
+        return [_row(engine.oracle.judge(name), counts, engine) for name in engine.steps if name in wanted]
+
+
+def _wanted(engine: Engine, names: Sequence[str]) -> set[str]:
+    chosen = {recipe.name for recipe in choose(list(engine.recipes.values()), names)}
+    waiting = [step for step in engine.steps.values() if step.recipe in chosen]
+    wanted: set[str] = set()
+    while waiting:
+        step = waiting.pop()
+        wanted.add(step.name)
+        makers = (engine.oracle.producers.get(dep.path) for dep in step.deps)
+        waiting += [maker for maker in makers if maker is not None and maker.name not in wanted]
+    return wanted
 
 
 def explain(project: Project, name: str) -> list[str]:

@@ -79,6 +79,7 @@ class Oracle:
         with self._mutex:
             self._verdicts.clear()
             self._data.clear()
+            self.reads.forget()
 
     def entry(self, step: Step) -> Entry | None:
         """What `dvc.lock` says of a step."""
@@ -171,10 +172,11 @@ class Oracle:
         """Digests of what a step reads, and the inputs that have to be brought back to know them."""
         found: dict[str, str] = {}
         for view in step.views:
-            if view != "base" and not viewed_changed and view in recorded:
+            is_input = view != "base" or bool(step.base.deps)
+            if is_input and not viewed_changed and view in recorded:
                 found[view] = recorded[view]
                 continue
-            if view != "base":
+            if is_input:
                 absent = tuple(dep.path for dep in step.deps if dep.viewed and not self.in_place(dep.path))
                 if absent:
                     return {}, absent

@@ -23,6 +23,7 @@ from sdbuild.families import sources
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
 from sdbuild.recipe.load import choose, load_project
+from sdbuild.recipe.places import maker_of
 from sdbuild.steps.contract import Inputs
 
 
@@ -63,6 +64,10 @@ def probe(
         raise UsageError(f"{name} has {len(recipes)} variants ({several}); probe one of them")
     recipe = recipes[0]
     base = Base.of(recipe.resolved()["base"])
+    for dep in base.deps:
+        if not (project.root / dep.path).exists():
+            maker = maker_of(dep.path)
+            raise UsageError(f"the base of {recipe.name} is what recipe {maker} builds: run doit {maker}:train first")
     specs: dict[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
     folder = sources.outline(base, project.root, say)
     if wrong := sources.problems(base, folder):

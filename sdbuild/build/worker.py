@@ -85,8 +85,11 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
     """
     from sdbuild.build.reads import Reads
     from sdbuild.build.statcache import StatCache
+    from sdbuild.families import sources
 
     step = read_step(project, name)
+    if "base" in step.views and step.base.deps:  # DVC has just built it
+        sources.bring(step.base, project.root)
     stat = StatCache(project.root, project.stat_cache)
     reads = Reads(project, stat).all(step)
     stat.close()

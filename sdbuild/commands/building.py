@@ -25,6 +25,7 @@ def add_to(commands: Any) -> None:
     check.set_defaults(run=_check)
 
     plan = commands.add_parser("plan", help="what doit would do, and why; touches nothing")
+    plan.add_argument("recipes", nargs="*", metavar="RECIPE")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(run=_plan)
 
@@ -64,7 +65,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 def _plan(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.build.forecast import forecast
 
-    steps = forecast(find_project())
+    steps = forecast(find_project(), options.recipes)
     if options.json:
         console.say(json.dumps({"steps": steps}, ensure_ascii=False, indent=1))
         return 0

@@ -16,7 +16,7 @@ from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families import compose, hub, single
 from sdbuild.families.layout import INDEX, WEIGHTS, read_config
-from sdbuild.recipe.places import embedded, is_hub_id, place_of
+from sdbuild.recipe.places import config_place, embedded, is_hub_id, place_of
 
 
 class Source(Protocol):
@@ -56,7 +56,7 @@ class Source(Protocol):
 
     @property
     def config(self) -> str | None:
-        """Folder of configurations for a single file."""
+        """Embedded base or folder whose configurations a single file is read with."""
 
     @property
     def prediction_type(self) -> str | None:
@@ -229,7 +229,7 @@ def _refiner(source: Source, project: Path) -> Path | None:
 
 
 def _configurations(source: Source, project: Path) -> Path | None:
-    return None if source.config is None else project / source.config
+    return None if source.config is None else config_place(source.config, project)
 
 
 def _convert(source: Source, project: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sdbuild.methods.spec import ClassPictures
-from sdbuild.plan.model import Base, Dep, Out, Step, StepKind
+from sdbuild.plan.model import Base, Dep, Out, Step, StepKind, View
 from sdbuild.recipe.captioners import asks_model, is_how, own_models
 from sdbuild.recipe.methods import method_of
 
@@ -131,8 +131,12 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     images_file, captions_file = f"{folder}/images.jsonl", f"{folder}/captions.jsonl"
     trains_text = "text" in method.sides
 
-    def step(kind: StepKind, spec: Mapping[str, Any], **parts: Any) -> Step:
-        return Step(recipe=name, kind=kind, spec={"version": VERSIONS[kind], **spec}, base=base, **parts)
+    def step(
+        kind: StepKind, spec: Mapping[str, Any], deps: tuple[Dep, ...], views: tuple[View, ...] = (), **parts: Any
+    ) -> Step:
+        spec = {"version": VERSIONS[kind], **spec}
+        read = base.deps if "base" in views else ()
+        return Step(recipe=name, kind=kind, spec=spec, deps=(*deps, *read), views=views, base=base, **parts)
 
     yield step(
         "images",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from sdbuild.recipe.names import dvc_name
+from sdbuild.recipe.places import out_of
 
 StepKind = Literal["images", "captions", "prior", "latents", "text", "train", "extract", "samples"]
 STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
@@ -139,6 +140,12 @@ class Base:
         usual = {field.name: field.default for field in fields(self)}
         always = ("model", "revision", "commit")
         return {name: value for name, value in said.items() if name in always or value != usual[name]}
+
+    @property
+    def deps(self) -> tuple[Dep, ...]:
+        """Outs of other recipes that it is taken from."""
+        outs = dict.fromkeys(out_of(path) for path in (self.model, self.vae) if path is not None)
+        return tuple(Dep(path=out, viewed=True) for out in outs if out is not None)
 
     @property
     def wanted(self) -> str | None:

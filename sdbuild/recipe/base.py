@@ -27,7 +27,7 @@ class Base(Spec):
     refiner: Annotated[Text, AfterValidator(base_model)] | None = None
     """Stable Diffusion XL's refiner, which finishes the grid's pictures: a hub id or a folder in diffusers' layout."""
     config: Annotated[Text, AfterValidator(config_folder)] | None = None
-    """Folder in diffusers' layout whose configurations a single file is read with; sdbuild carries the usual ones."""
+    """Base or folder with the configurations that a single file is read with; sdbuild carries the usual ones."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the denoiser of a single file predicts, where the file does not say; checked against other bases."""
     clip_skip: Annotated[int, Field(ge=1, le=12)] = 1

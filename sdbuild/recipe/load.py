@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sdbuild.errors import Problem, RecipeError, UsageError
+from sdbuild.recipe.built import misnamed
 from sdbuild.recipe.inherit import Chain, Documents, merged, place
 from sdbuild.recipe.matrix import MATRIX, Found, Variant, blame, read_matrix, too_long, variants
 from sdbuild.recipe.messages import explain
@@ -30,7 +31,10 @@ def load_project(project: Path) -> list[Recipe]:
     Raises:
         RecipeError: with all problems of all recipes.
     """
-    return load_recipes(recipe_files(project), project)
+    recipes = load_recipes(recipe_files(project), project)
+    if problems := dict.fromkeys(misnamed(recipes, project)):
+        raise RecipeError(problems)
+    return recipes
 
 
 def load_recipe(path: Path, project: Path) -> Recipe:

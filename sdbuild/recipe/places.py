@@ -19,7 +19,9 @@ from sdbuild.recipe.spec import refuse
 
 BASES = Path(__file__).parent.parent / "bases"
 """Folder of the bases that ship with sdbuild, each in a folder of its name."""
-OWN_FOLDERS = ("build", "recipes", ".sdbuild", ".dvc", ".git")
+BUILD = "build"
+"""Folder of what recipes build, each in a folder of its name."""
+OWN_FOLDERS = (BUILD, "recipes", ".sdbuild", ".dvc", ".git")
 INDEX = "model_index.json"
 """File that makes a folder one in diffusers' layout."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -66,6 +68,23 @@ def place_of(model: str, project: Path) -> Path | None:
     return place if is_path(model) or os.path.isdir(place) else None
 
 
+def config_place(path: str, project: Path) -> Path:
+    """Folder of the configurations that `base.config` names."""
+    return BASES / path if path in embedded() else project / path
+
+
+def out_of(path: str) -> str | None:
+    """The out of a step that a path is or lies in, such as ``build/cat/adapter``; None for what no step writes."""
+    parts = PurePosixPath(os.path.normpath(path)).parts
+    return "/".join(parts[:3]) if parts[:1] == (BUILD,) and len(parts) >= 3 else None
+
+
+def maker_of(path: str) -> str | None:
+    """The recipe or variant in whose folder of outs a path lies; None for other paths."""
+    out = out_of(path)
+    return None if out is None else PurePosixPath(out).parts[1]
+
+
 def base_model(model: str, info: ValidationInfo) -> str:
     """Validate `base.model`."""
     if model in embedded():
@@ -88,8 +107,8 @@ def vae_model(model: str, info: ValidationInfo) -> str:
 
 def config_folder(path: str, info: ValidationInfo) -> str:
     """Validate `base.config`."""
-    if info.context is not None and not os.path.isfile(info.context["project"] / path / INDEX):
-        raise refuse(f"{path!r} has no {INDEX}; name a folder in diffusers' layout")
+    if info.context is not None and not os.path.isfile(config_place(path, info.context["project"]) / INDEX):
+        raise refuse(f"{path!r} has no {INDEX}; name a folder in diffusers' layout or an embedded base")
     return path
 
 
@@ -108,7 +127,7 @@ def _check_place(model: str, project: Path, wanted: tuple[str, ...]) -> None:
     elif os.path.exists(place):
         if not is_single_file(model):
             raise refuse(f"{model!r} is a file; name a folder in diffusers' layout, or a .safetensors file")
-    elif is_tracked(model, project):
+    elif is_tracked(model, project) or _is_built(model, project):
         return
     elif is_single_file(model):
         raise refuse(f"file {model!r} does not exist{_near(place, project)}")
@@ -124,12 +143,21 @@ def _check_place(model: str, project: Path, wanted: tuple[str, ...]) -> None:
 def other_recipe(name: str, info: ValidationInfo) -> str:
     """Validate the name of another recipe, or of a variant of one."""
     if info.context is not None:
-        folder = info.context["project"] / "recipes"
-        known = [file.removesuffix(".yaml") for file in names_in(folder) if file.endswith(".yaml")]
+        known = _recipes(info.context["project"])
         if group_of(name) not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise refuse(f"there is no recipe {name!r}{f' (did you mean {near[0]}?)' if near else ''}")
     return name
+
+
+def _recipes(project: Path) -> list[str]:
+    return [file.removesuffix(".yaml") for file in names_in(project / "recipes") if file.endswith(".yaml")]
+
+
+def _is_built(path: str, project: Path) -> bool:
+    """Whether a path is below the folder of a recipe's outs; which of them there are is checked with all recipes."""
+    maker = maker_of(path)
+    return maker is not None and group_of(maker) in _recipes(project)
 
 
 def adapter_file(path: str, info: ValidationInfo) -> str:
