@@ -174,14 +174,24 @@ def wrong_type(wanted: str, value: Any, place: _Place | None = None) -> str:
     if value is None:
         quotes = " (in quotes if it starts with #)" if wanted == "text" else ""
         return f"is empty; give {wanted}{quotes} or leave the key out"
-    if wanted == "a mapping" and place is not None and place.members and _tag(place.members[0]):
-        return (
-            f"must be a mapping such as {{{_tag_key(place.members[0])}: {_tag(place.members[0])}}}, is {_show(value)}"
-        )
+    if wanted == "a mapping" and place is not None:
+        wanted += _example(value, place)
     if "number" in wanted and isinstance(value, str) and isinstance(scalar(value), int | float):
         return f"must be {wanted}, is text; remove the quotes around {value}"
     quote = f'; write it in quotes, "{value}"' if wanted == "text" and isinstance(value, int | float) else ""
     return f"must be {wanted}, is {_show(value)}{quote}"
+
+
+def _example(value: Any, place: _Place) -> str:
+    """Show a mapping that may stand there: of the kind that was named, or with the first number it holds."""
+    tags = [tag for tag in map(_tag, place.members) if tag]
+    if tags:
+        return f" such as {{{_tag_key(place.members[0])}: {value if value in tags else tags[0]}}}"
+    if len(place.path) > 1 and place.members:
+        name, field = next(iter(place.members[0].model_fields.items()))
+        if isinstance(field.default, int | float):
+            return f" such as {{{field.alias or name}: {field.default}}}"
+    return ""
 
 
 def _number(value: float) -> str:

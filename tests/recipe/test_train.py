@@ -61,6 +61,10 @@ from tests.recipe.helpers import GOOD, complaints, write
         ("cycles: 3", "cycles: schedule constant has none; remove it or set schedule: restarts"),
         ("power: 3", "power: schedule constant has none; remove it or set schedule: polynomial"),
         ("weighting: {kind: min_snr}", "weighting.kind: unknown kind 'min_snr' (did you mean min-snr?)"),
+        ("weighting: min-snr", "weighting: must be a mapping such as {kind: min-snr}, is 'min-snr'"),
+        ("loss: mse", "loss: must be a mapping such as {kind: l2}, is 'mse'"),
+        ("ema: 0.99", "ema: must be a mapping such as {decay: 0.999}, is 0.99"),
+        ("early_stop: true", "early_stop: must be a mapping such as {patience: 3}, is true"),
         ("weighting: {gamma: 5}", "weighting.kind: is missing; choose from uniform, min-snr, debiased"),
         (
             "learning_rates: {text_encoder: 1e-5}",
