@@ -56,6 +56,31 @@ def test_plan_of_a_new_project(work: Work) -> None:
     assert not (work.root / "dvc.yaml").exists(), "plan touches nothing"
 
 
+def todo(work: Work) -> dict[str, int]:
+    return {name: step["items"]["todo"] for name, step in work.plan().items()}
+
+
+def test_a_picture_that_was_looked_at_is_not_encoded_by_that(work: Work) -> None:
+    before = todo(work)
+    work.sdbuild("check")
+    assert todo(work) == {**before, "cat:images": 0}
+
+
+def test_what_a_build_would_encode_is_known_before_pictures_are_listed(built: Work) -> None:
+    built.recipe("dog", train={"steps": 3})
+    plan = todo(built)
+    assert (plan["dog:images"], plan["dog:latents"], plan["dog:text"]) == (0, 0, 0)
+    make_pictures(built.root / "more", 1, size=32, seed=9)[0].rename(built.root / "datasets/cats/new.png")
+    (built.root / "datasets/cats/new.txt").write_text("a new cat")
+    (built.root / "datasets/cats/0000.txt").write_text("another cat")
+    plan = todo(built)
+    assert (plan["cat:images"], plan["cat:captions"], plan["cat:latents"], plan["cat:text"]) == (1, 2, 1, 2)
+    assert (plan["dog:latents"], plan["dog:text"]) == (1, 2)
+    built.recipe("dog", images={"resolution": 24})
+    plan = todo(built)
+    assert (plan["dog:latents"], plan["dog:text"]) == (5, 2)
+
+
 def test_plan_for_people(built: Work) -> None:
     built.recipe(train={"learning_rate": 5e-4})
     out = built.sdbuild("plan").out

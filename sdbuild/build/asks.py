@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,9 @@ from sdbuild.captioners.asking import Section, content_of, said_in, sections
 from sdbuild.captioners.contract import Question
 from sdbuild.captioners.costs import estimate
 from sdbuild.captioners.said import FOLDER, read_said
-from sdbuild.data import masks, pixelcache, views
 from sdbuild.data.captions import caption_records
 from sdbuild.data.records import CaptionRecord, ImageRecord
 from sdbuild.plan.model import Step
-
-_LARGE = 1 << 16
-"""Side of a picture that nobody has looked at yet: it will be shown as large as may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,20 +63,3 @@ def asked(oracle: Oracle, step: Step, images: Iterable[ImageRecord], last: Itera
         if questions:
             found.append(Asked(section=section, questions=tuple(questions.values())))
     return found
-
-
-def expected(oracle: Oracle, images: Step) -> Iterator[ImageRecord]:
-    """Pictures as the images step will list them, without looking at those that were never looked at."""
-    cache = pixelcache.PixelCache(oracle.project.items / pixelcache.CACHE_NAME)
-    for index, dataset in enumerate(images.spec["datasets"]):
-        if not (oracle.project.root / dataset["path"]).is_dir():
-            continue
-        listing = views.pictures(oracle.stat.listing(dataset["path"]))
-        paths = masks.pair(sorted(listing), dataset.get("mask")).pictures
-        keys = list(masks.pixel_keys(listing, dataset.get("mask"), images.spec["background"]))
-        known = cache.pixels(keys)
-        for path, key in zip(paths, keys, strict=True):
-            pixels = known.get(key)
-            size = (pixels.width, pixels.height) if pixels else (_LARGE, _LARGE)
-            digest = pixels.digest if pixels else f"{key}"
-            yield ImageRecord.whole(path=f"{dataset['path']}/{path}", dataset=index, digest=digest, size=size)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.asks import Asked, asked, expected
+from sdbuild.build.asks import Asked, asked
+from sdbuild.build.expected import Expected, expected
 from sdbuild.build.oracle import Oracle, Verdict
-from sdbuild.data import items, masks, pixelcache, views
-from sdbuild.data.captions import caption_records
+from sdbuild.data import items
+from sdbuild.data.captions import Captions, caption_records
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_class_pictures, read_images
 from sdbuild.data.wanted import wanted_class_pictures, wanted_latents, wanted_texts
 from sdbuild.errors import DataError
@@ -25,7 +26,7 @@ class Counts:
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
-        self._pictures: dict[str, Count] = {}
+        self._lists: dict[str, Expected | None] = {}
 
     def of(self, verdict: Verdict) -> Count:
         """Items in all and items to compute of a step that would run."""
@@ -56,29 +57,27 @@ class Counts:
 
     def _of_images(self, step: Step) -> Count:
         """Pictures, and those whose pixels are not known by their bytes."""
-        if step.recipe not in self._pictures:
-            keys: list[pixelcache.PixelKey] = []
-            for dataset in step.spec["datasets"]:
-                path = dataset["path"]
-                if (self._oracle.project.root / path).is_dir():
-                    listing = views.pictures(self._oracle.stat.listing(path))
-                    keys += masks.pixel_keys(listing, dataset.get("mask"), step.spec["background"])
-                elif self._oracle.content(path) is not None:
-                    return None, None
-            known = pixelcache.PixelCache(self._oracle.project.items / pixelcache.CACHE_NAME)
-            self._pictures[step.recipe] = len(keys), len(set(keys) - set(known.pixels(keys)))
-        return self._pictures[step.recipe]
+        found = self._expected(step)
+        return (None, None) if found is None else (len(found), len(found.new))
 
     def _of_captions(self, step: Step) -> Count:
-        images = self._images(step)
-        if images is None:
-            total, todo = self._of_images(self._oracle.steps[f"{step.recipe}:images"])
-            return total, len(self._unanswered(step)) if step.how else todo
-        captions = caption_records(images, step.spec, self._oracle.project.root)
+        captions = self._captioned(step)
+        if captions is None:
+            return None, None
         new = {row.key: (row.text, row.others) for row in captions.records}
         old = {row.key: (row.text, row.others) for row in self._captions(step, current=False) or ()}
         todo = sum(old.get(key) != texts for key, texts in new.items()) + len(self._unanswered(step))
         return len(new) + len(captions.open), todo
+
+    def _captioned(self, step: Step) -> Captions | None:
+        """What files say of the pictures, and which are left to models."""
+        images = self._images(step)
+        if images is None:
+            found = self._expected(step)
+            if found is None:
+                return None
+            images = found.all
+        return caption_records(images, step.spec, self._oracle.project.root)
 
     def _unanswered(self, step: Step) -> set[str]:
         return {question.image.key for each in self.asked(step) for question in each.questions}
@@ -87,23 +86,34 @@ class Counts:
         """What a captions step would ask models, as far as that is known before it runs."""
         try:
             images = self._images(step)
-            if images is None and step.how:
-                images = list(expected(self._oracle, self._oracle.steps[f"{step.recipe}:images"]))
+            if images is None and step.how and (found := self._expected(step)) is not None:
+                images = found.all
             return asked(self._oracle, step, images or (), self._captions(step, current=False) or ())
         except DataError:  # told when the step runs
             return []
 
     def _of_latents(self, step: Step, verdict: Verdict) -> Count:
-        images = self._images(step)
-        if images is None or "base" not in verdict.reads:
-            return self._of_placed(step)
-        wanted = wanted_latents(images, step.spec, verdict.reads["base"])
+        images, new = self._images(step), 0
+        if images is None:
+            found, each = self._expected(step), self._ways(step)
+            if found is None or (found.new and each is None):
+                return None, None
+            images, new = found.placed, len(found.new) * (each or 0)
+        base = self._base("latents", step, verdict)
+        wanted = wanted_latents(images, step.spec, base or "")
         drawn, redrawn = self._of_drawn(step)
         if drawn and not redrawn:
             prior = read_class_pictures(self._folder(step) / "prior", self._oracle.project.root)
-            wanted |= wanted_latents(prior, step.spec, verdict.reads["base"])
+            wanted |= wanted_latents(prior, step.spec, base or "")
             drawn = 0
-        return len(wanted) + drawn, self._missing("latents", step, wanted) + redrawn
+        todo = len(wanted) if base is None else self._missing("latents", step, wanted)
+        return len(wanted) + new + drawn, todo + new + redrawn
+
+    def _ways(self, step: Step) -> int | None:
+        """Latents of a picture that nobody has looked at, if all have as many."""
+        spec = self._oracle.steps[f"{step.recipe}:images"].spec
+        ways = {len(dataset.get("resolutions", [0])) for dataset in spec["datasets"]}
+        return None if len(ways) > 1 or "crops" in spec else ways.pop() * (2 if step.spec["flip"] else 1)
 
     def _of_drawn(self, step: Step) -> tuple[int, int]:
         """Latents of class pictures: in all, and of those that are drawn first."""
@@ -129,27 +139,30 @@ class Counts:
         wanted = [key for key in wanted_class_pictures(step.spec, verdict.reads["base"]) if key not in drawn]
         return total, len(items.ItemStore(self._oracle.project.items / "prior").missing(wanted, check=False))
 
-    def _of_placed(self, step: Step) -> Count:
-        """Latents of pictures that are not placed yet, if all have as many."""
-        images = self._oracle.steps[f"{step.recipe}:images"]
-        ways = {len(dataset.get("resolutions", [0])) for dataset in images.spec["datasets"]}
-        total, todo = self._of_images(images)
-        if total is None or todo is None or len(ways) > 1 or "crops" in images.spec:
-            return None, None
-        each = ways.pop() * (2 if step.spec["flip"] else 1)
-        drawn, redrawn = self._of_drawn(step)
-        return total * each + drawn, todo * each + redrawn
-
     def _of_text(self, step: Step, verdict: Verdict) -> Count:
-        captions = self._captions(step, current=True)
-        if captions is None or "base" not in verdict.reads:
-            if "datasets" in step.spec:
+        captions, new = self._captions(step, current=True), 0
+        if captions is None:
+            asking = self._oracle.steps[f"{step.recipe}:captions"]
+            found = self._captioned(asking)
+            if found is None:
                 return None, None
-            total, todo = self._of_captions(self._oracle.steps[f"{step.recipe}:captions"])
-            more = 1 if "prior" in step.spec else 0
-            return None if total is None else total + more, None if todo is None else todo + more
-        wanted = wanted_texts(captions, step.spec, verdict.reads["base"])
-        return len(wanted), self._missing("text", step, wanted)
+            unanswered = self._unanswered(asking)
+            last = {row.key: row for row in self._captions(step, current=False) or () if row.key not in unanswered}
+            said = [last[each.image.key] for each in found.open if each.image.key in last]
+            captions, new = [*found.records, *said], len(found.open) - len(said)
+            if new and "datasets" in step.spec:
+                return None, None
+        base = self._base("text", step, verdict)
+        wanted = wanted_texts(captions, step.spec, base or "")
+        return len(wanted) + new, new + (len(wanted) if base is None else self._missing("text", step, wanted))
+
+    def _base(self, kind: str, step: Step, verdict: Verdict) -> str | None:
+        """Digest of the base that a step reads; None where no item can be there already, so that it is of no use."""
+        if "base" in verdict.reads:
+            return verdict.reads["base"]
+        if not any(folder.is_dir() for folder in (self._oracle.project.items / kind, self._folder(step) / kind)):
+            return None
+        return self._oracle.reads.digest("base", step)
 
     def _missing(self, kind: str, step: Step, keys: Mapping[str, Any]) -> int:
         store = items.ItemStore(self._oracle.project.items / kind)
@@ -170,6 +183,11 @@ class Counts:
             self._oracle.judge(f"{step.recipe}:{kind}").action == "none"
             and (self._folder(step) / f"{kind}.jsonl").exists()
         )
+
+    def _expected(self, step: Step) -> Expected | None:
+        if step.recipe not in self._lists:
+            self._lists[step.recipe] = expected(self._oracle, self._oracle.steps[f"{step.recipe}:images"])
+        return self._lists[step.recipe]
 
     def _folder(self, step: Step) -> Path:
         return self._oracle.project.root / step.folder
