@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def write_base(file: Path, folder: Path, config: Path | None, prediction_type: s
             network = _empty(cls, folder / name)
             tensors = {key: read(key) for key in names if key.startswith(prefix)}
             state = fitted(authors.read(tensors, prefix, network), network, name, description, file)
-            save_file(state, folder / name / WEIGHTS[cls[0]], metadata={"format": "pt"})
+            _save(state, folder / name / WEIGHTS[cls[0]])
         if "transformer" not in description.classes:
             said = _agreed(prediction_type, prediction(metadata, names))
             _say_what_is_predicted(folder, said, zero_terminal="ztsnr" in names, file=file, stated=config is not None)
@@ -70,7 +72,7 @@ def write_vae(file: Path, folder: Path, config: Path) -> None:
         if "encoder.conv_in.weight" not in network.state_dict() or not any("down_blocks" in name for name in names):
             own = {name: tensor for name, tensor in state.items() if name.startswith("first_stage_model.")} or state
             state = VAE.read(own, "", network)
-        save_file(fitted(state, network, "VAE", None, file), folder / WEIGHTS["diffusers"], metadata={"format": "pt"})
+        _save(fitted(state, network, "VAE", None, file), folder / WEIGHTS["diffusers"])
 
 
 @contextmanager
@@ -97,6 +99,21 @@ def _opened(
     shapes, metadata = read_header(file)
     with safe_open(file, framework="pt") as opened:
         yield sorted(shapes), shapes, metadata, lambda name: _wide(opened.get_tensor(name))
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write weights as diffusers does.
+
+    Raises:
+        OSError: they cannot be written, which the library tells in words alone.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -181,7 +198,8 @@ def fitted(
     tied = getattr(network, "all_tied_weights_keys", None) or {}
     missing = sorted(name for name in expected if name not in state and name not in tied)
     if missing:
-        message = f"lacks {len(missing)} of the {component}'s tensors, such as {missing[0]}; it is no whole checkpoint"
+        remedy = "it is no whole checkpoint" if description else "choose another base.vae"
+        message = f"lacks {len(missing)} of the {component}'s tensors, such as {missing[0]}; {remedy}"
         raise DataError([Problem(file=str(file), message=message)])
     found: dict[str, Tensor] = {}
     for name, shape in expected.items():
@@ -189,9 +207,11 @@ def fitted(
             continue
         if tuple(state[name].shape) != shape:
             known = f"{description.title}'s" if description else "the base's"
+            remedy = (
+                "name a folder with its configurations in base.config" if description else "choose another base.vae"
+            )
             message = (
-                f"has a {component} unlike {known}: {name} is {list(state[name].shape)}, not {list(shape)}; "
-                "name a folder with its configurations in base.config"
+                f"has a {component} unlike {known}: {name} is {list(state[name].shape)}, not {list(shape)}; {remedy}"
             )
             raise DataError([Problem(file=str(file), message=message)])
         found[name] = state[name].contiguous()

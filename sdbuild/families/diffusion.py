@@ -31,6 +31,8 @@ class DiffusionFamily:
     """Class of each CLIP text encoder."""
     usual_layer = 0
     """Which of its layers is the usual one, counted back from the last."""
+    other_processes: tuple[str, ...] = ("EDM", "FlowMatch")
+    """What the names of schedulers begin with whose forward process no betas describe."""
     zeros_by_default = False
     """Whether the pipeline takes zeros for an empty negative prompt where the base does not say."""
 
@@ -38,12 +40,17 @@ class DiffusionFamily:
         """Use a base whose files were checked; `clip_skip` 1 is the text encoders' usual layer, 2 the one before it.
 
         Raises:
-            DataError: its denoiser is not for text alone, or VAE and denoiser do not belong together.
+            DataError: its denoiser is not for text alone, VAE and denoiser do not belong together, or noise is added
+                in another way than the family's.
         """
         self.folder = folder
         self.clip_skip = clip_skip
-        said = read_layout(folder).settings
-        self.zeros_for_empty = bool(said.get("force_zeros_for_empty_prompt", self.zeros_by_default))
+        layout = read_layout(folder)
+        self.zeros_for_empty = bool(layout.settings.get("force_zeros_for_empty_prompt", self.zeros_by_default))
+        scheduler = layout.components.get("scheduler", "")
+        if scheduler.startswith(self.other_processes):
+            message = f"has a {scheduler}: it was trained with other noise than {self.name}, which sdbuild cannot adapt"
+            raise DataError([Problem(file=str(layout.file), message=message)])
         vae = read_config(folder, "vae")
         self.vae_factor = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
         self.multiple = self.vae_factor
@@ -51,7 +58,9 @@ class DiffusionFamily:
         self._factor = float(vae.get("scaling_factor", 0.18215))
         takes, gives = self.channels(read_config(folder, self.denoiser)), vae.get("latent_channels", 4)
         if takes != gives:
-            message = f"takes {takes} channels where the VAE gives {gives}: it is for inpainting or editing"
+            message = f"takes {takes} channels where the VAE gives {gives}: "
+            # What is for editing takes further latents, or a mask, beside the noisy latent.
+            message += "it is for inpainting or editing" if takes > gives else "the VAE is of another family"
             raise DataError([Problem(file=str(folder / self.denoiser / "config.json"), message=message)])
 
         layers = min(int(read_config(folder, name).get("num_hidden_layers", 12)) for name in self.text_classes)

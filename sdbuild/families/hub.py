@@ -54,7 +54,8 @@ def download(model: str, revision: str | None, *, variant: str | None = None, t5
     if absent := missing(folder, variant=variant, t5=t5):
         short_of = ", ".join(absent)
         message = f"base {model}: the repository lacks {short_of}; choose one in diffusers layout with safetensors"
-        raise DataError(message)
+        copies = "" if variant else ", or name copies that it has in base.variant, such as fp16"
+        raise DataError(f"{message}{copies}")
     return folder
 
 
@@ -159,13 +160,15 @@ def _download(model: str, revision: str | None, patterns: list[str], ignored: li
         raise DataError(f"{word}: the hub has no such model, or it is private (`hf auth login` or HF_TOKEN)") from None
     except errors.RevisionNotFoundError:
         raise DataError(f"{word}: has no revision {revision}; leave it out, or give a commit of its history") from None
+    except errors.HFValidationError:
+        raise DataError(f"{word}: is no hub id; one is org/name, of letters, digits, -, _ and .") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         raise DataError(
             f"{word}{at}: is not on this machine and the hub cannot be reached; connect and retry"
         ) from None
     except errors.HfHubHTTPError as error:
         raise DataError(f"{word}{at}: the hub refused ({_first_line(error)}); build again later") from error
-    except (OSError, transport) as error:
+    except (OSError, RuntimeError, transport) as error:  # the client's fast transfers end with a RuntimeError
         raise DataError(f"{word}{at}: cannot be downloaded ({_first_line(error)})") from error
 
 

@@ -146,15 +146,24 @@ def _problems(layout: Layout, expected: Mapping[str, str | None]) -> Iterator[Pr
         elif cls is not None and actual != cls:
             yield Problem(file=str(layout.file), message=f"has a {actual} as {name}; sdbuild knows {cls} there")
         else:
-            absent = lacking(folder, [name])
-            yield from (_absence(folder, path) for path in absent if layout.weights or not path.endswith(WEIGHTS))
-            yield from _damages(folder, name) if layout.weights else ()
+            yield from part_problems(folder, name, weights=layout.weights)
+
+
+def part_problems(folder: Path, component: str, *, weights: bool = True) -> Iterator[Problem]:
+    """What is wrong with the files of a component; of its weights only where they have to be there."""
+    absent = lacking(folder, [component])
+    yield from (_absence(folder, path) for path in absent if weights or not path.endswith(WEIGHTS))
+    yield from _damages(folder, component) if weights else ()
 
 
 def _absence(folder: Path, path: str) -> Problem:
     if path.endswith("….safetensors"):
-        message = "has no weights as .safetensors; others (.bin, .ckpt, .fp16) are not read, convert them"
-        return Problem(file=str((folder / path).parent), message=message)
+        place = (folder / path).parent
+        copies = [mark[1:] for mark in VARIANTS if any(is_variant(file.name, [mark]) for file in place.glob("*"))]
+        message = "has no weights as .safetensors; others (.bin, .ckpt) are not read, convert them"
+        if copies:
+            message = f"has weights as {' and '.join(copies)} alone; set base.variant: {copies[0]}"
+        return Problem(file=str(place), message=message)
     return Problem(file=str(folder / path), message="is missing; the base is incomplete")
 
 

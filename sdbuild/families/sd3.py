@@ -88,6 +88,7 @@ class StableDiffusion3(DiffusionFamily):
     denoiser: Component = "transformer"
     pipeline_class = DESCRIPTION.pipeline
     usual_layer = 1
+    other_processes = ()
     text_classes: Mapping[str, str] = dict.fromkeys(("text_encoder", "text_encoder_2"), "CLIPTextModelWithProjection")
 
     def __init__(self, folder: Path, *, clip_skip: int, t5: bool) -> None:

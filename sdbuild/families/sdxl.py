@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description, Original
 from sdbuild.families.diffusion import DiffusionFamily
-from sdbuild.families.layout import Layout, check, read_config
+from sdbuild.families.layout import Layout, check, part_problems, read_config
 from sdbuild.families.original import CLIP, OPENCLIP, UNET, VAE
 from sdbuild.families.sgm import SDXLKeys
 
@@ -60,6 +60,9 @@ DESCRIPTION = Description(
     ),
 )
 
+REFINER = "refiner/unet"
+"""Where a base has the network that finishes pictures, if a recipe names one."""
+
 
 def family(folder: Path, layout: Layout, *, clip_skip: int) -> StableDiffusionXL:
     """Bind the family to a base, after a look at its files.
@@ -68,7 +71,21 @@ def family(folder: Path, layout: Layout, *, clip_skip: int) -> StableDiffusionXL
         DataError: the base is incomplete, damaged, a refiner or not for text alone; lists all problems.
     """
     check(layout, DESCRIPTION.classes)
+    if (folder / REFINER).is_dir():
+        _check_refiner(folder, weights=layout.weights)
     return StableDiffusionXL(folder, clip_skip=clip_skip)
+
+
+def _check_refiner(folder: Path, *, weights: bool) -> None:
+    """Make sure that a refiner is whole, and reads the base's second text encoder and five numbers of a picture."""
+    if damaged := list(part_problems(folder, REFINER, weights=weights)):
+        raise DataError(damaged)
+    unet, text = read_config(folder, REFINER), read_config(folder, "text_encoder_2")
+    takes = unet.get("cross_attention_dim"), unet.get("projection_class_embeddings_input_dim")
+    numbers = 5 * int(unet.get("addition_time_embed_dim") or 0)
+    if takes != (text.get("hidden_size", 512), text.get("projection_dim", 512) + numbers):
+        message = "is not Stable Diffusion XL's refiner, or not one of this base; name another, or remove it"
+        raise DataError([Problem(field="base.refiner", message=message)])
 
 
 class StableDiffusionXL(DiffusionFamily):
@@ -121,7 +138,7 @@ class StableDiffusionXL(DiffusionFamily):
 
     def refiner(self, pipeline: Any) -> Any:
         """The pipeline that finishes pictures, with the base's VAE and second text encoder; None without one."""
-        if not (self.folder / "refiner").is_dir():
+        if not (self.folder / REFINER).is_dir():
             return None
         from diffusers import StableDiffusionXLImg2ImgPipeline
 
@@ -131,7 +148,8 @@ class StableDiffusionXL(DiffusionFamily):
             tokenizer=None,
             text_encoder_2=pipeline.text_encoder_2,
             tokenizer_2=pipeline.tokenizer_2,
-            unet=self.network("UNet2DConditionModel", "refiner/unet", pipeline.unet.dtype, str(pipeline.device)),
+            # Where networks wait in the main memory until they compute, the pipeline itself seems to be there.
+            unet=self.network("UNet2DConditionModel", REFINER, pipeline.unet.dtype, str(pipeline._execution_device)),
             scheduler=pipeline.scheduler,
             requires_aesthetics_score=True,
             force_zeros_for_empty_prompt=self.zeros_for_empty,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild import families
-from sdbuild.errors import DataError, Problem
+from sdbuild.errors import DataError, Problem, StepError
 from sdbuild.families.description import Description
 from sdbuild.families.digest import md5_file
 from sdbuild.families.layout import INDEX, read_json, read_layout, safetensors_damage
@@ -47,6 +47,7 @@ def convert(file: Path, config: Path | None, prediction_type: str | None, privat
 
     Raises:
         DataError: it is damaged, of no known layout, or not whole.
+        StepError: there is no room for the folder.
     """
 
     def write(folder: Path) -> None:
@@ -100,6 +101,8 @@ def identify(names: Collection[str], file: Path) -> Description:
             return description
     nearest = max(known, key=lambda each: sum(mark in names for mark in each.original.marks))
     absent = [mark for mark in nearest.original.marks if mark not in names]
+    if not names:
+        raise DataError([Problem(file=str(file), message="holds no tensors; copy or download it again")])
     if len(absent) == len(nearest.original.marks):
         begins = ", ".join(sorted({name.partition(".")[0] for name in names})[:4])
         looked_for = ", ".join(f"{each.original.marks[1]} ({each.title})" for each in known)
@@ -187,6 +190,11 @@ def _made(target: Path, write: Callable[[Path], None]) -> Path:
         write(temporary)
         if not target.is_dir():
             temporary.rename(target)
+    except OSError as error:
+        message = (
+            f"{target.parent}: the converted base cannot be written ({error.strerror}); it is as large as its file"
+        )
+        raise StepError(f"{message}: make room and build again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -24,7 +24,7 @@ BUILD = "build"
 OWN_FOLDERS = (BUILD, "recipes", ".sdbuild", ".dvc", ".git")
 INDEX = "model_index.json"
 """File that makes a folder one in diffusers' layout."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9][\w.-]{0,95}(?<=\w)/\w[\w.-]{0,95}(?<=\w)", re.ASCII)
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _SAFE = ".safetensors"
 
@@ -89,7 +89,7 @@ def base_model(model: str, info: ValidationInfo) -> str:
     """Validate `base.model`."""
     if model in embedded():
         return model
-    _check_shape(model)
+    _check_shape(model, info)
     if info.context is not None:
         _check_place(model, info.context["project"], (INDEX,))
     return model
@@ -99,7 +99,7 @@ def vae_model(model: str, info: ValidationInfo) -> str:
     """Validate `base.vae`."""
     if is_pickle(model):
         raise refuse("a VAE is not read from pickled weights; convert it to safetensors")
-    _check_shape(model)
+    _check_shape(model, info)
     if info.context is not None:
         _check_place(model, info.context["project"], ("config.json", "vae/config.json"))
     return model
@@ -112,10 +112,11 @@ def config_folder(path: str, info: ValidationInfo) -> str:
     return path
 
 
-def _check_shape(model: str) -> None:
+def _check_shape(model: str, info: ValidationInfo) -> None:
     if model.startswith("~"):
         raise refuse("~ is not expanded; write the whole path")
-    if "/" in model and not is_path(model) and not is_hub_id(model):
+    there = info.context is not None and os.path.isdir(info.context["project"] / model)
+    if "/" in model and not there and not is_path(model) and not is_hub_id(model):
         raise refuse(f"{model!r} is neither an embedded base nor a hub id (org/name) nor a folder")
 
 

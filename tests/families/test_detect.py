@@ -98,7 +98,18 @@ def grow(file: Path) -> None:
             lambda base: edit(base / "model_index.json", unet=["my_module", "MyUNet"]),
             "has a MyUNet as unet; sdbuild knows UNet2DConditionModel",
         ),
+        (
+            lambda base: (base / "unet/diffusion_pytorch_model.safetensors").rename(
+                base / "unet/diffusion_pytorch_model.fp16.safetensors"
+            ),
+            r"unet: has weights as fp16 alone; set base.variant: fp16",
+        ),
+        (
+            lambda base: edit(base / "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"]),
+            "has a EDMEulerScheduler: it was trained with other noise than sd1, which sdbuild cannot adapt",
+        ),
         (lambda base: edit(base / "unet/config.json", in_channels=9), "for inpainting or editing"),
+        (lambda base: edit(base / "vae/config.json", latent_channels=16), "gives 16: the VAE is of another family"),
         (lambda base: edit(base / "unet/config.json", cross_attention_dim=768), "do not belong together"),
     ],
 )

@@ -224,6 +224,8 @@ def response(status: int) -> httpx2.Response:
         (lambda: errors.OfflineModeIsEnabled("offline"), "cannot be reached"),
         (lambda: errors.HfHubHTTPError("\n500 Server Error\nmore", response=response(500)), r"\(500 Server Error\)"),
         (lambda: httpx2.ReadTimeout("slow"), r"cannot be downloaded \(slow\)"),
+        (lambda: RuntimeError("Data processing error: No space"), "cannot be downloaded .*No space"),
+        (lambda: errors.HFValidationError("Cannot have --"), "is no hub id; one is org/name"),
         (lambda: OSError(28, "No space left on device"), "cannot be downloaded .*No space left"),
     ],
 )
@@ -246,5 +248,5 @@ def test_repositories_without_safetensors_are_refused(
     snapshot = store(hub, base, COMMIT, "main")
     (snapshot / "unet/diffusion_pytorch_model.safetensors").unlink()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda model, **options: str(snapshot))
-    with pytest.raises(DataError, match=r"lacks unet/….safetensors; choose one in diffusers layout"):
+    with pytest.raises(DataError, match=r"lacks unet/….safetensors; choose .*, or name copies .* as fp16$"):
         fetch("owner/tiny", None, project)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sdbuild import families
-from sdbuild.errors import DataError
-from sdbuild.families import single
+from sdbuild.errors import DataError, StepError
+from sdbuild.families import convert, single
 from sdbuild.families.digest import base_digest, md5_file
 from sdbuild.families.networks import load_network
 from sdbuild.families.original import VAE
@@ -113,9 +114,34 @@ def test_other_files_are_refused(project: Path) -> None:
         DataError, match=r"has no known layout: its tensors begin with lora_unet_a; looked for cond_sta"
     ):
         bring(Base(model="one.safetensors"), project)
+    save_file({}, project / "one.safetensors")
+    with pytest.raises(DataError, match=r"one.safetensors: holds no tensors; copy or download it again"):
+        bring(Base(model="one.safetensors"), project)
     (project / "one.safetensors").write_bytes(b"\x10\0\0")
     with pytest.raises(DataError, match=r"one.safetensors: is damaged"):
         bring(Base(model="one.safetensors"), project)
+
+
+def test_a_vae_of_another_family_is_no_matter_of_configurations(project: Path) -> None:
+    other = make_pipeline(project / "flow", family="sd3") / "vae/diffusion_pytorch_model.safetensors"
+    other.rename(project / "vae.safetensors")
+    with pytest.raises(DataError, match=r"vae.safetensors: lacks 4 of the VAE's tensors, .*; choose another base.vae$"):
+        bring(Base(model="base", vae="vae.safetensors"), project)
+    own = load_file(project / "base/vae/diffusion_pytorch_model.safetensors")
+    save_file(own | {"decoder.conv_out.bias": torch.zeros(4)}, project / "vae.safetensors")
+    with pytest.raises(DataError, match=r"vae.safetensors: has a VAE unlike the base's: .*; choose another base.vae$"):
+        bring(Base(model="base", vae="vae.safetensors"), project)
+
+
+def test_a_full_disk_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:  # in the library's own words
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(convert, "save_file", full)
+    said = r"\.sdbuild/bases: the converted base cannot be written \(No space left on device\); .*: make room and build"
+    with pytest.raises(StepError, match=said):
+        bring(Base(model="one.safetensors", config="config"), project)
+    assert [path.name for path in (project / ".sdbuild/bases").iterdir()] == ["files.json"]
 
 
 def test_a_changed_file_is_converted_anew(project: Path) -> None:

@@ -86,6 +86,7 @@ def test_names_in_any_script(project: Path) -> None:
         ("models/ds.safetensors", "file 'models/ds.safetensors' does not exist (did you mean models/sd.safetensors?)"),
         ("models/sd.ckpt", "pickled weights can run code; convert them to safetensors, or set allow_pickle: true"),
         ("some org/name", "'some org/name' is neither an embedded base nor a hub id (org/name) nor a folder"),
+        ("org/na--me", "'org/na--me' is neither an embedded base nor a hub id"),
         ("org/name@main", "'org/name@main' is neither an embedded base nor a hub id"),
     ],
 )
@@ -99,11 +100,14 @@ def test_bad_bases(project: Path, model: str, expected: str) -> None:
     assert message.startswith(f"recipes/cat.yaml:2: base.model: {expected}")
 
 
-@pytest.mark.parametrize("model", ["base", "./base", "models/sd", "org/name", "emoji-64", "models/sd.safetensors"])
+@pytest.mark.parametrize(
+    "model", ["base", "./base", "models/sd", "org/name", "emoji-64", "models/sd.safetensors", "my models/a--b"]
+)
 def test_good_bases(project: Path, model: str) -> None:
     put(project, "models/sd.safetensors")
     put(project, "base/model_index.json")
     put(project, "models/sd/model_index.json")
+    put(project, "my models/a--b/model_index.json")
     write(project, cat=f"base: {{model: {model}}}\n" + DATA)
     assert load_project(project)[0].base.model == model
 

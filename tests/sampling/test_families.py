@@ -149,6 +149,31 @@ def test_a_refiner_finishes_pictures(tmp_path: Path) -> None:
     ] == ["base.refiner: Stable Diffusion 1 has no refiner; remove it"]
 
 
+def test_what_is_no_refiner_of_the_base(tmp_path: Path) -> None:
+    make_pipeline(tmp_path / "base", family="sdxl")
+    make_refiner(tmp_path / "refiner")
+    for other in ("base", "sd1"):
+        make_pipeline(tmp_path / "sd1")
+        folder = bring(Base(model="base", refiner=other), tmp_path)
+        with pytest.raises(DataError, match=r"base.refiner: is not Stable Diffusion XL's refiner, or not one of this"):
+            families.load(folder)
+    weights = tmp_path / "refiner/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:900])
+    with pytest.raises(DataError, match=r"refiner/unet/.* is damaged \(cut short\)"):
+        families.load(bring(Base(model="base", refiner="refiner"), tmp_path))
+
+
+def test_a_refiner_computes_where_the_base_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pipeline(tmp_path / "base", family="sdxl")
+    make_refiner(tmp_path / "refiner")
+    family = families.load(bring(Base(model="base", refiner="refiner"), tmp_path))
+    pipeline = family.pipeline()
+    # As with networks that wait in the main memory: the pipeline is there, and computes elsewhere.
+    monkeypatch.setattr(type(pipeline), "_execution_device", torch.device("meta"))
+    assert pipeline.device == torch.device("cpu")
+    assert family.refiner(pipeline).unet.device == torch.device("meta")
+
+
 def test_flows_have_samplers_of_their_own() -> None:
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
     euler, other = make_scheduler("euler", config), make_scheduler("dpm++", config)
