@@ -11,11 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdbuild import families
+from sdbuild.build.bases import misfits
 from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.errors import DataError, InputError, Problem
-from sdbuild.families import sources
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
 from sdbuild.recipe.libraries import missing
@@ -82,30 +81,22 @@ def _check_variants(project: Project, variants: Sequence[Recipe], console: Conso
         read = json.dumps([specs["images"], specs["captions"]])
         if read not in checked:
             checked[read] = _check_data(project, recipe.name, specs, console)
-    bases = {json.dumps(recipe.resolved()["base"]): recipe for recipe in variants}
-    wrong = [problem for recipe in bases.values() for problem in _check_base(project, recipe)]
+    alike = {json.dumps(_of_base(recipe)): recipe for recipe in variants}
+    wrong = [
+        problem
+        for recipe in alike.values()
+        for problem in misfits(recipe, Base.of(recipe.resolved()["base"]), project.root)
+    ]
     counts = sorted({pictures for pictures, _ in checked.values()})
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     return shown, [*wrong, *(problem for _, found in checked.values() for problem in found)]
 
 
-def _check_base(project: Project, recipe: Recipe) -> list[Problem]:
-    """What is wrong with a base that is on this machine, and with what the recipe says of it."""
-    base = Base.of(recipe.resolved()["base"])
-    if any(not (project.root / dep.path).exists() for dep in base.deps):
-        return []  # another recipe builds it first
-    try:
-        folder = sources.find(base, project.root)
-        if folder is None:
-            return []
-        family, found = families.load(folder, clip_skip=recipe.base.clip_skip), sources.problems(base, folder)
-    except DataError as error:
-        return list(error.problems)
-    side = recipe.images.resolution
-    if side % family.multiple:
-        message = f"{side} is not divisible by {family.multiple}, as the base needs; choose such a resolution and step"
-        found.append(Problem(field="images.resolution", message=message))
-    return [replace(problem, file=f"recipes/{recipe.group}.yaml") if problem.field else problem for problem in found]
+def _of_base(recipe: Recipe) -> list[Any]:
+    """What of a recipe `misfits` looks at, for variants that are alike in it."""
+    said = recipe.resolved()
+    drawn = said["sample"] and said["sample"]["scheduler"]
+    return [said["base"], said["images"]["resolution"], said["datasets"], said["train"]["prediction"], drawn]
 
 
 def _check_data(

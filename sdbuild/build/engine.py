@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdbuild.build.bases import is_built, misfits
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.compiled import Compiled
 from sdbuild.build.lockfile import Entry, LockFile
@@ -22,7 +23,7 @@ from sdbuild.build.statcache import StatCache
 from sdbuild.build.workers import Workers
 from sdbuild.captioners import models
 from sdbuild.console import Console
-from sdbuild.errors import DataError, Problem, StepError
+from sdbuild.errors import DataError, Problem, RecipeError, SdbuildError, StepError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.models import Recipe
@@ -64,6 +65,8 @@ class Engine:
         self._alike: dict[str, threading.Lock] = {}
         self._prepared = False
         self._told: set[str] = set()
+        self._fits: set[str] = set()
+        self._refused: SdbuildError | None = None
 
     @cached_property
     def history(self) -> History:
@@ -77,7 +80,13 @@ class Engine:
         with self._mutex:
             if self._prepared:
                 return
-            self.compiled.pin_bases(self.console.say)
+            if self._refused is not None:  # it takes long, and doit asks a step's state before it is built
+                raise self._refused
+            try:
+                self.compiled.pin_bases(self.console.say)
+            except SdbuildError as error:
+                self._refused = error
+                raise
             for attempt in ("look", "write"):
                 self._reads = {
                     step.name: recorded_parameters(self.oracle.entry(step), step).get("reads", {})
@@ -203,6 +212,7 @@ class Engine:
             return verdict
 
     def _run(self, step: Step, before: Verdict, started: float) -> Outcome:
+        self._fit(step)
         self._tell_lacking(step.recipe)
         self.console.step_started(step.name, before.reasons)
 
@@ -239,6 +249,15 @@ class Engine:
             return []
         chosen = self.recipes[recipe]
         return [f"recipes/{chosen.group}.yaml: {word}" for word in missing(chosen)]
+
+    def _fit(self, step: Step) -> None:
+        """Make sure that a recipe goes with its base before the first of its steps runs."""
+        with self._mutex:
+            if step.recipe in self._fits or not is_built(step.base, self.project.root):
+                return
+            if wrong := misfits(self.recipes[step.recipe], step.base, self.project.root):
+                raise RecipeError(wrong)
+            self._fits.add(step.recipe)
 
     def _tell_lacking(self, recipe: str) -> None:
         with self._mutex:

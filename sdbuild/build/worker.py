@@ -142,6 +142,7 @@ def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
     inputs = _inputs(project, step)
     if step.kind == "latents":  # encoding may take long, and be for nothing
         training = read_step(project, f"{step.recipe}:train")
+        importlib.import_module("sdbuild.steps.train").check(training.spec, inputs.base)
         fit = importlib.import_module("sdbuild.steps.fit")
         fit.check_before(training.spec, inputs.base, inputs.images, context.warn)
     items: Items = module.run(step.spec, inputs, out, context)

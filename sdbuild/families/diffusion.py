@@ -25,6 +25,7 @@ KINDS = ("epsilon", "v_prediction", "sample")
 class DiffusionFamily:
     """A base with a UNet, a KL autoencoder and CLIP text encoders; see `contract.Family`."""
 
+    name: str
     denoiser: Component = "unet"
     pipeline_class: str
     text_classes: Mapping[str, str]

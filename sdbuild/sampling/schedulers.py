@@ -46,6 +46,28 @@ SCHEDULERS = {
 }
 
 
+def check_scheduler(name: str, config: Mapping[str, Any], *, prediction: str | None = None) -> None:
+    """Make sure that there is such a scheduler for what is predicted; see `make_scheduler`.
+
+    Raises:
+        DataError: there is none.
+    """
+    scheduler = SCHEDULERS[name]
+    if _is_flow(config):
+        if scheduler.flow is None:
+            known = " or ".join(name for name, each in SCHEDULERS.items() if each.flow)
+            message = f"{name} does not draw with flows; use {known}"
+            raise DataError([Problem(field="sample.scheduler", message=message)])
+    elif prediction is not None and prediction not in scheduler.predictions:
+        known = " or ".join(each for each, other in SCHEDULERS.items() if prediction in other.predictions)
+        message = f"{name} does not draw where {prediction} is predicted; use {known}"
+        raise DataError([Problem(field="sample.scheduler", message=message)])
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    return str(config.get("_class_name", "")).startswith(FLOW) or bool(config.get("use_flow_sigmas", False))
+
+
 def make_scheduler(
     name: str, config: Mapping[str, Any], *, prediction: str | None = None, zero_terminal_snr: bool = False
 ) -> Any:
@@ -62,12 +84,8 @@ def make_scheduler(
     """
     import diffusers
 
-    scheduler = SCHEDULERS[name]
-    flow = str(config.get("_class_name", "")).startswith(FLOW) or config.get("use_flow_sigmas", False)
-    if not flow and prediction is not None and prediction not in scheduler.predictions:
-        known = " or ".join(each for each, other in SCHEDULERS.items() if prediction in other.predictions)
-        message = f"{name} does not draw where {prediction} is predicted; use {known}"
-        raise DataError([Problem(field="sample.scheduler", message=message)])
+    check_scheduler(name, config, prediction=prediction)
+    scheduler, flow = SCHEDULERS[name], _is_flow(config)
     if not flow and prediction == "flow":
         config = {"num_train_timesteps": config.get("num_train_timesteps", 1000)}
     elif not flow:
@@ -75,9 +93,7 @@ def make_scheduler(
         if zero_terminal_snr:
             learned |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return getattr(diffusers, scheduler.cls).from_config(config, **scheduler.settings, **learned)
-    if scheduler.flow is None:
-        known = " or ".join(name for name, each in SCHEDULERS.items() if each.flow)
-        raise DataError([Problem(field="sample.scheduler", message=f"{name} does not draw with flows; use {known}")])
+    assert scheduler.flow is not None
     shift = config["shift"] if "shift" in config else config.get("flow_shift", 1.0)
     if scheduler.flow.startswith(FLOW):
         return getattr(diffusers, scheduler.flow).from_config(config, shift=shift)

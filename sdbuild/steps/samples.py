@@ -95,6 +95,18 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     return Items(total=total, computed=total)
 
 
+def check(spec: Mapping[str, Any], base: Path) -> None:
+    """Make sure that the grid can be drawn with a base. Light.
+
+    Raises:
+        DataError: its sampler does not go with what the base or the adapter predicts.
+    """
+    from sdbuild.families.layout import read_config
+    from sdbuild.sampling.schedulers import check_scheduler
+
+    check_scheduler(spec["scheduler"], read_config(base, "scheduler"), prediction=spec.get("prediction"))
+
+
 def _row(listed: Sequence[Mapping[str, Any]], number: int, length: int) -> Sequence[Mapping[str, Any]]:
     return listed[number * length : (number + 1) * length]
 

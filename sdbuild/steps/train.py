@@ -27,6 +27,7 @@ from sdbuild.steps import fit, results
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.steps.largest import largest_of
 from sdbuild.steps.model import Model, assemble, precision_of
+from sdbuild.steps.prediction import outline
 from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
 from sdbuild.steps.shortage import memory_told
@@ -151,6 +152,19 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if settings.early_stop and state.step < settings.steps:
         context.warn(results.why_stopped(settings, state))
     return Items(total=state.step, computed=state.computed)
+
+
+def check(spec: Mapping[str, Any], base: Path) -> None:
+    """Refuse what could not be trained on a base, before there is anything to train on.
+
+    Raises:
+        RecipeError: settings do not go with what is predicted, or patterns match nothing.
+    """
+    family = families.load(base, clip_skip=spec.get("clip_skip", 1), weights=False)
+    _objectives(Train.model_validate(spec["train"]), family.noise_schedule(), torch.device("cpu"))
+    method = spec["method"]
+    if isinstance(method.get("targets"), list) or any(method.get(key) for key in ("parts", "layers")):
+        outline(spec, base)
 
 
 def read_data(spec: Mapping[str, Any], inputs: Inputs, method: MethodSpec) -> Data:

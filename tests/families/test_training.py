@@ -134,13 +134,29 @@ def test_bases_that_are_not_what_the_recipe_says(work: Work) -> None:
     work.write("lora.safetensors", b"\x02\0\0\0\0\0\0\0{}")
     work.recipe(base={"model": "lora.safetensors"})
     result = work.doit(code=2)
-    assert "lora.safetensors: has no known layout" in result.err
+    assert "lora.safetensors: holds no tensors" in result.err
+    assert result.out.count("converting the base") == 1
     make_pipeline(work.root / "flow", family="sd3")
     work.recipe(base={"model": "flow"}, images={"resolution": 40})
     said = work.sdbuild("check", code=2).err
     assert said.startswith("recipes/cat.yaml: images.resolution: 40 is not divisible by 16, as the base needs; choose")
+    work.recipe(base={"model": "flow", "clip_skip": 9}, sample={"scheduler": "ddim"}, images={"buckets": {"step": 16}})
+    result = work.doit(code=2)
+    assert result.ran == {}
+    assert result.err.splitlines() == [
+        "recipes/cat.yaml: base.clip_skip: is 9, but the base's text encoders have 2 layers to choose; lower it",
+        "recipes/cat.yaml: sample.scheduler: ddim does not draw with flows; use euler or dpm++",
+    ]
+    assert work.sdbuild("check", code=2).err == result.err
     (work.root / "flow/transformer/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     assert "is damaged (cut short)" in work.sdbuild("check", code=2).err
+
+
+def test_layers_that_the_base_does_not_have(work: Work) -> None:
+    work.recipe(method={"targets": ["attn2.to_qq"]})
+    result = work.doit(code=2)
+    assert "method.targets: 'attn2.to_qq' matches no linear layer or convolution of this base (did you" in result.err
+    assert not {"cat:latents", "cat:train"} & result.ran.keys()
 
 
 def test_another_vae_encodes_pictures_anew_and_no_captions(built: Work) -> None:

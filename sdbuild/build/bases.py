@@ -1,0 +1,69 @@
+"""Whether a recipe goes with its base: found out before anything is built. Light."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from sdbuild import families
+from sdbuild.errors import DataError, Problem
+from sdbuild.families import sources
+from sdbuild.plan.compile import plan
+from sdbuild.plan.model import Base
+from sdbuild.recipe.models import Recipe
+
+
+def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
+    """What is wrong with a base that is on this machine, and with what the recipe wants of it."""
+    if not is_built(base, project):
+        return []
+    try:
+        folder = sources.find(base, project)
+    except DataError as error:
+        return list(error.problems)
+    if folder is None:
+        return []
+    looks: tuple[Callable[[], Iterable[Problem]], ...] = (
+        lambda: sources.problems(base, folder),
+        lambda: _sides(recipe, folder),
+        lambda: _drawn(recipe, folder),
+    )
+    found: list[Problem] = []
+    for look in looks:
+        try:
+            found += look()
+        except DataError as error:
+            found += error.problems
+    place = f"recipes/{recipe.group}.yaml"
+    return [replace(problem, file=place) if problem.field else problem for problem in dict.fromkeys(found)]
+
+
+def is_built(base: Base, project: Path) -> bool:
+    """Whether a base is there as far as other recipes build it first."""
+    return all((project / dep.path).exists() for dep in base.deps)
+
+
+def _sides(recipe: Recipe, folder: Path) -> Iterable[Problem]:
+    """Resolutions that the base cannot have, once its files are in order."""
+    family = families.load(folder, clip_skip=recipe.base.clip_skip)
+    wanted = {"images.resolution": recipe.images.resolution}
+    for number, dataset in enumerate(recipe.datasets):
+        for position, side in enumerate(dataset.resolutions or ()):
+            wanted[f"datasets[{number}].resolutions[{position}]"] = side
+    for field, side in wanted.items():
+        if side % family.multiple:
+            message = (
+                f"{side} is not divisible by {family.multiple}, as the base needs; choose such a resolution and step"
+            )
+            yield Problem(field=field, message=message)
+
+
+def _drawn(recipe: Recipe, folder: Path) -> Iterable[Problem]:
+    """What the grid cannot have."""
+    samples = importlib.import_module("sdbuild.steps.samples")
+    for step in plan(recipe):
+        if step.kind == "samples":
+            samples.check(step.spec, folder)
+    return ()
