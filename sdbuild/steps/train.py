@@ -36,6 +36,7 @@ from sdbuild.training.along import Along
 from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Stored
+from sdbuild.training.guard import nothing_of
 from sdbuild.training.inputs import data_digest, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
 from sdbuild.training.machine import forget_peak, given_back, peak
@@ -139,7 +140,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         )
         scaler = precision.scaler(device)
         state, along = _train(
-            spec, settings, data, model.adapter, batches, losses_of, looking, scaler, processes, context
+            spec, settings, data, model.adapter, batches, objective, losses_of, looking, scaler, processes, context
         )
         if not processes.first:
             return Items(total=state.step, computed=state.computed)
@@ -264,6 +265,7 @@ def _train(
     data: Data,
     adapter: Adapter,
     batches: Batches,
+    objective: Objective,
     losses_of: Callable[[Batch], Tensor],
     looking: Looking,
     scaler: GradScaler,
@@ -311,6 +313,7 @@ def _train(
         clip=settings.clip,
         processes=processes,
         rising_loss=settings.rising_loss,
+        nothing_of=nothing_of(batches, objective),
         between=[each for each in (watch, along) if each is not None],
         enough=watch.enough if watch else lambda state: False,
         tell=looking.trackers,

@@ -61,6 +61,8 @@ class Plan:
     processes: Processes = ALONE
     rising_loss: float | None = None
     """See `Guard.rise`."""
+    nothing_of: Callable[[int], float] = lambda step: math.inf
+    """See `Guard.nothing_of`."""
     between: Sequence[Between] = ()
     enough: Callable[[TrainingState], bool] = lambda state: False
     """Whether to end before the last step."""
@@ -87,6 +89,7 @@ def train(plan: Plan, state: TrainingState, checkpoints: Checkpoints, progress: 
     guard = Guard(
         steps=plan.steps,
         rise=plan.rising_loss,
+        nothing_of=plan.nothing_of,
         clip=plan.clip,
         rate_of=plan.rate_of,
         names_of=plan.names_of,

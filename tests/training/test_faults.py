@@ -30,7 +30,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def test_a_rising_loss_stops_and_the_last_good_state_is_kept(tmp_path: Path) -> None:
+def test_a_rising_loss_stops_and_the_last_good_state_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "nothing_of", lambda *_: lambda step: math.inf)  # as for a base that is far better
     with pytest.raises(StepError) as caught:
         toy.run(tmp_path / "run", toy.settings_of(**RISING))
     what, remedy, kept = str(caught.value).splitlines()
@@ -57,8 +58,27 @@ def test_a_rising_loss_stops_and_the_last_good_state_is_kept(tmp_path: Path) -> 
     assert whole.losses == state.losses
 
 
+def test_a_loss_that_is_too_high_from_the_start_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the first steps, whose mean is then no measure of anything."""
+    settings = toy.settings_of(steps=300, learning_rate=1.0)
+    with pytest.raises(StepError) as caught:
+        toy.run(tmp_path / "run", settings)
+    what, _, kept = str(caught.value).splitlines()
+    assert what.startswith("training broke down at step 10 of 300: the mean loss of the last 10 steps is ")
+    assert "times that of predicting nothing at all; it is highest for '' (" in what
+    assert kept == "no state was saved yet", "one that had broken down was"
+    assert toy.run(tmp_path / "all", toy.settings_of(steps=300, learning_rate=1.0, rising_loss=None)).step == 300
+
+    # What predicts nothing has that loss, so a training that learns nothing goes on.
+    plan, _, _ = toy.begin(settings)
+    monkeypatch.setattr(toy.Factors, "predict", lambda self, noisy: 0 * (self.a.sum() + self.b.sum()) + 0 * noisy)
+    idle = toy.run(tmp_path / "idle", toy.settings_of(steps=20, rising_loss=1.001))
+    assert idle.losses == pytest.approx([plan.nothing_of(step) for step in range(20)], rel=1e-6)
+
+
 def test_a_gradient_that_is_not_finite_stops(tmp_path: Path) -> None:
-    settings = toy.settings_of(steps=300, optimizer="sgd", learning_rate=10.0, warmup=299, clip=None)
+    late = {"steps": 300, "warmup": 299, "rising_loss": None}
+    settings = toy.settings_of(optimizer="sgd", learning_rate=10.0, clip=None, **late)
     with pytest.raises(StepError) as caught:
         toy.run(tmp_path, settings)
     what, remedy, kept = str(caught.value).splitlines()

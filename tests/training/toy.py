@@ -18,6 +18,7 @@ from sdbuild.steps.train import _objectives
 from sdbuild.training import optimizers
 from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Example
+from sdbuild.training.guard import nothing_of
 from sdbuild.training.loop import Plan, Progress, train
 from sdbuild.training.noise import Colour
 from sdbuild.training.parallel import ALONE, Processes, SharedCheckpoints
@@ -145,6 +146,7 @@ def begin(settings: Train, processes: Processes = ALONE) -> tuple[Plan, Training
         clip=settings.clip,
         processes=processes,
         rising_loss=settings.rising_loss,
+        nothing_of=nothing_of(batches, objective),
     )
     return plan, state, factors
 
