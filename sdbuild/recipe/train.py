@@ -230,8 +230,7 @@ class Train(Spec):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null for no limit."""
     rising_loss: Annotated[float, Field(gt=1)] | None = 3.0
-    """Training stops when the mean loss of 100 steps is so many times that of the first 100, or that of 10 steps so
-    many times that of predicting nothing at all; null for never."""
+    """How many times the loss of the first 100 steps, or of predicting nothing, stops a training; null for never."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints, from which a killed training goes on."""
     validation_draws: Annotated[int, Field(ge=1, le=1024)] = Field(default=4, alias="validate")
