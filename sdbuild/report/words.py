@@ -12,7 +12,7 @@ from sdbuild.report.difference import Difference
 Line = tuple[tuple[str, str], ...]
 """Pieces of a line: text and style (`old`, `new`, `strong`, `faint`, or none)."""
 
-QUIET_METRICS = frozenset({"seconds", "steps", "pictures", "holdout", "skipped"})
+QUIET_METRICS = frozenset({"seconds", "memory", "steps", "pictures", "holdout", "skipped"})
 """Not told in words: settings and pictures say it, or it differs from run to run."""
 REMEDY = "`sdbuild pull` brings it"
 
