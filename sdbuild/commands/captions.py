@@ -217,7 +217,7 @@ def _chosen(options: argparse.Namespace, material: Material, rows: Sequence[Row]
         or not (options.pictures or options.changed or options.problems)
     ]
     if not chosen:
-        raise UsageError("there is no such caption; `sdbuild captions` shows all")
+        raise UsageError(f"no caption is like that; `sdbuild captions {material.recipe.name}` shows all")
     stuck = next((row.entry for row in chosen if row.entry.blocked), None)
     if stuck is not None and options.pictures:
         raise UsageError(f"{stuck.path}: {stuck.trouble}")
