@@ -120,10 +120,11 @@ class StableDiffusionXL(DiffusionFamily):
         return super().load_vae(dtype if fixed else None, device)
 
     def text_of(self, pipeline: Any) -> TextEncoder:
-        """The text encoders of a pipeline, adapters included."""
+        """The text encoders of a pipeline, adapters included; a refiner's has the second alone."""
         from sdbuild.families.text import ClipText
 
-        return ClipText(*(self.clip(name, partial(getattr, pipeline)) for name in self.text_classes))
+        get = partial(getattr, pipeline)
+        return ClipText(*(self.clip(name, get) for name in self.text_classes if get(name) is not None))
 
     def load_denoiser(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Denoiser:
         """Load the UNet, frozen."""

@@ -122,8 +122,8 @@ def draw(
         latents = pipeline(**said, **size, **how, denoising_end=split, output_type="latent").images
         # Schedulers keep the state of a run; the refiner's is as new.
         refiner.scheduler = make_scheduler(settings.scheduler, own)
-        prompts = {"prompt": plain(sample.prompt), "negative_prompt": plain(settings.negative) or None}
-        yield sample, refiner(**prompts, image=latents, denoising_start=split, **how).images[0]
+        said = _said(sample.prompt, settings.negative, family, family.text_of(refiner))
+        yield sample, refiner(**said, image=latents, denoising_start=split, **how).images[0]
 
 
 def _said(prompt: str, negative: str, family: Family, text: TextEncoder) -> dict[str, Any]:

@@ -144,6 +144,14 @@ def test_a_refiner_finishes_pictures(tmp_path: Path) -> None:
     expected = np.asarray(second(**said, image=latents, denoising_start=0.5, generator=chance).images[0])
     assert same(picture, expected)
     assert not same(picture, ours(pipeline, families.load(base), steps=4))
+    text = family.text_of(family.refiner(pipeline))
+    own = second.encode_prompt("a cat", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    weighed = text.weigh([("a cat", 1.0)], 1)
+    assert torch.equal(weighed["hidden"], own[0])
+    assert torch.equal(weighed["pooled"], own[2])
+    heavy = ours(pipeline, family, "a (cat:1.5), " + "very " * 80 + "long", steps=4, refine_from=0.5)
+    assert heavy.shape == picture.shape
+    assert not same(picture, heavy)
     assert [
         str(problem) for problem in problems(Base(model="x", refiner="refiner"), make_pipeline(tmp_path / "x"))
     ] == ["base.refiner: Stable Diffusion 1 has no refiner; remove it"]
