@@ -23,13 +23,13 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
         folder = sources.find(base, project)
     except DataError as error:
         return list(error.problems)
-    if folder is None:
-        return []
-    looks: tuple[Callable[[], Iterable[Problem]], ...] = (
-        lambda: sources.problems(base, folder),
-        lambda: _sides(recipe, folder),
-        lambda: _drawn(recipe, folder),
-    )
+    looks: tuple[Callable[[], Iterable[Problem]], ...] = (lambda: sources.foreseen(base, project),)
+    if folder is not None:
+        looks = (
+            lambda: sources.problems(base, folder),
+            lambda: _sides(recipe, folder),
+            lambda: _drawn(recipe, folder),
+        )
     found: list[Problem] = []
     for look in looks:
         try:

@@ -75,6 +75,15 @@ def convert_vae(file: Path, base: Path, private: Path) -> Path:
     return _made(private / _name(file, private, base / "vae", None, True), write)
 
 
+def look(file: Path, config: Path | None) -> Description:
+    """Tell a checkpoint's family by its header, and whether there are configurations for it; as `convert`."""
+    shapes, _ = read_header(file)
+    description = identify(shapes, file)
+    if config is None:
+        carried(description, shapes, file)
+    return description
+
+
 def read_header(file: Path) -> tuple[Header, Mapping[str, str]]:
     """Read the shapes of a safetensors file's tensors, and its metadata.
 

@@ -15,8 +15,9 @@ from typing import Protocol
 from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families import compose, hub, single
+from sdbuild.families.description import Description
 from sdbuild.families.layout import INDEX, WEIGHTS, read_config
-from sdbuild.recipe.places import config_place, embedded, is_hub_id, place_of
+from sdbuild.recipe.places import config_place, embedded, is_hub_id, is_pickle, place_of
 
 
 class Source(Protocol):
@@ -159,13 +160,11 @@ def commits(source: Source, project: Path) -> Commits:
 def problems(source: Source, folder: Path) -> list[Problem]:
     """What a recipe says of its base that is not so of the base itself."""
     described = families.describe(folder)
-    found: list[Problem] = []
+    found = _of_family(source, described)
 
     def wrong(field: str, message: str) -> None:
         found.append(Problem(field=f"base.{field}", message=message))
 
-    if source.family is not None and source.family != described.name:
-        wrong("family", f"is {source.family}, but the base is {described.title} ({described.name}); mend or remove it")
     if not source.t5 and "text_encoder_3" not in described.classes:
         wrong("t5", f"{described.title} has no T5; remove it")
     if source.refiner is not None and not described.refinable:
@@ -177,6 +176,25 @@ def problems(source: Source, folder: Path) -> list[Problem]:
         if own != predicts:
             wrong("prediction_type", f"is {predicts}, but the base says {own}; mend or remove it")
     return found
+
+
+def foreseen(source: Source, project: Path) -> list[Problem]:
+    """What will be wrong with a checkpoint in one file that is not converted yet, by its header.
+
+    Raises:
+        DataError: it cannot be converted.
+    """
+    place = place_of(source.model, project)
+    if place is None or not place.is_file() or is_pickle(source.model):
+        return []
+    return _of_family(source, single.look(place, _configurations(source, project)))
+
+
+def _of_family(source: Source, described: Description) -> list[Problem]:
+    if source.family in (None, described.name):
+        return []
+    message = f"is {source.family}, but the base is {described.title} ({described.name}); mend or remove it"
+    return [Problem(field="base.family", message=message)]
 
 
 def _private(project: Path) -> Path:

@@ -136,6 +136,14 @@ def test_bases_that_are_not_what_the_recipe_says(work: Work) -> None:
     result = work.doit(code=2)
     assert "lora.safetensors: holds no tensors" in result.err
     assert result.out.count("converting the base") == 1
+    assert work.sdbuild("check", code=2).err == result.err
+    make_single(work.root / "base", work.root / "one.safetensors", "sd1")
+    work.recipe(base={"model": "one.safetensors"})
+    assert "is a Stable Diffusion 1 of a size of its own" in work.sdbuild("check", code=2).err
+    copy_configurations(work.root / "base", work.root / "config")
+    work.recipe(base={"model": "one.safetensors", "config": "config", "family": "sd2"})
+    said = "recipes/cat.yaml: base.family: is sd2, but the base is Stable Diffusion 1 (sd1); mend or remove it\n"
+    assert work.sdbuild("check", code=2).err == said
     make_pipeline(work.root / "flow", family="sd3")
     work.recipe(base={"model": "flow"}, images={"resolution": 40})
     said = work.sdbuild("check", code=2).err
