@@ -23,6 +23,7 @@ from sdbuild.steps.largest import Largest, largest_in, latent_item, shapes
 from sdbuild.steps.prediction import Forecaster, Memory, Outline, changed, outline
 from sdbuild.steps.shortage import remedies_of
 from sdbuild.steps.trial import measure
+from sdbuild.training.along import kept_steps
 from sdbuild.training.checkpoint import KEPT
 from sdbuild.training.machine import machine
 from sdbuild.training.tensorfile import file_size
@@ -174,13 +175,21 @@ def _items(recipe: Recipe, forecaster: Forecaster) -> Iterator[dict[str, Any]]:
 
 
 def _outs(recipe: Recipe, made: Outline, memory: Memory) -> Iterator[dict[str, Any]]:
-    """Disk that adapter, checkpoints and samples take."""
+    """Disk that adapters, checkpoints and samples take."""
     sizes = _adapter_files(recipe, made)
     yield _files("adapter", len(sizes), sum(sizes.values())) | {"files": sizes}
+    train = recipe.train["train"]
+    steps = (
+        kept_steps(train["steps"] - 1, train["save_every"], train.get("save_most")) if train.get("save_every") else ()
+    )
+    if steps:
+        size = len(steps) * sum(sizes.values())
+        yield _files("adapters", len(steps) * len(sizes), size, store=size)
     kept = KEPT * (memory.adapter + memory.optimizer)
     yield _files("checkpoints", KEPT, 0, store=kept) | {"passing": True}
     if (samples := recipe.steps.get("samples")) is not None:
-        count = len(samples["prompts"]) * len(samples["seeds"]) * len(samples["strengths"])
+        along = [step for step in steps if "every" in samples and step % samples["every"] == 0]
+        count = len(samples["prompts"]) * len(samples["seeds"]) * (len(samples["strengths"]) + len(along))
         size = round(2 * count * samples["resolution"] ** 2 * PNG)  # each picture alone, and in the grid
         yield _files("samples", count, size)
 

@@ -106,6 +106,7 @@ def _shortened(spec: Mapping[str, Any], largest: Largest) -> dict[str, Any]:
         "processes": 1,
         "checkpoint_every": STEPS,
         "caption_dropout": 0.0,
+        **dict.fromkeys(("validate_every", "early_stop", "save_every", "save_most")),
     }
     alone = {**spec, "datasets": [{"repeats": 1}], "reads": {"base": "", **spec.get("reads", {})}}
     return changed(alone, {f"train.{key}": value for key, value in changes.items()})

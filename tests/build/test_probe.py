@@ -9,13 +9,18 @@ from tests.conftest import Work
 
 
 def test_probe_predicts_and_measures(work: Work) -> None:
+    along = {"steps": 8, "validate_every": 8, "early_stop": {}, "save_every": 3, "save_most": 2}
+    work.recipe(train=along, sample={"every": 3})
     before = {path for path in work.root.rglob("*") if ".sdbuild" not in path.parts and ".dvc" not in path.parts}
     found = json.loads(work.sdbuild("probe", "cat", "--json").out)
     assert found["largest"]["records"] == 2
     assert found["measured"].keys() == {"memory", "loading", "seconds"}
     assert found["measured"]["seconds"] > 0
     assert found["weights"]
-    assert [row["step"] for row in found["disk"]] == ["latents", "text", "adapter", "checkpoints", "samples"]
+    disk = {row["step"]: row for row in found["disk"]}
+    assert list(disk) == ["latents", "text", "adapter", "adapters", "checkpoints", "samples"]
+    assert (disk["adapters"]["count"], disk["adapters"]["out"]) == (4, 2 * disk["adapter"]["out"]), "of steps 3 and 6"
+    assert disk["samples"]["count"] == 4
     after = {path for path in work.root.rglob("*") if ".sdbuild" not in path.parts and ".dvc" not in path.parts}
     assert after == before, "nothing is built"
 
