@@ -49,6 +49,11 @@ class Secret:
         return f"Secret({self.variable})"
 
     @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return bool(self._value)
+
+    @property
     def value(self) -> str:
         """The key, for the client alone; where there is none, a word that servers without keys pass over."""
         return self._value or "none"
@@ -142,6 +147,8 @@ def status_error(status: int, body: object, headers: Mapping[str, str], secret: 
     if status == 402 or (status in (400, 403, 429) and any(word in lowered for word in _QUOTA)):
         return AskError(f"the account has no credit left ({reason})", "stop")
     if status in (401, 403):
+        if not secret.is_set:
+            return AskError(f"the server wants a key, and {secret.variable} is not set ({reason})", "stop")
         return AskError(f"the key in {secret.variable} is refused ({reason})", "stop")
     if status == 404:
         return AskError(f"the server does not know {model} ({reason})", "stop", status=status)
