@@ -179,9 +179,8 @@ def _outs(recipe: Recipe, made: Outline, memory: Memory) -> Iterator[dict[str, A
     sizes = _adapter_files(recipe, made)
     yield _files("adapter", len(sizes), sum(sizes.values())) | {"files": sizes}
     train = recipe.train["train"]
-    steps = (
-        kept_steps(train["steps"] - 1, train["save_every"], train.get("save_most")) if train.get("save_every") else ()
-    )
+    every, last = train.get("save_every"), train["steps"]
+    steps = [each for each in kept_steps(last, every, train.get("save_most")) if each < last] if every else []
     if steps:
         size = len(steps) * sum(sizes.values())
         yield _files("adapters", len(steps) * len(sizes), size, store=size)
