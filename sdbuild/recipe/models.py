@@ -106,6 +106,9 @@ class Recipe(Spec):
             yield "sample.every", f"draws adapters that are kept on the way; set train.save_every: {drawn} too"
         elif drawn is not None and saved is not None and drawn % saved:
             yield "sample.every", f"{drawn} is not a multiple of train.save_every {saved}; choose one"
+        refines = Sample.model_fields["refine_from"].default
+        if self.sample and self.base.refiner is None and self.sample.refine_from != refines:
+            yield "sample.refine_from", "says when base.refiner goes on, and there is none; name one, or remove it"
 
     def doubts(self) -> Iterator[str]:
         """Yield what is allowed and hardly meant."""

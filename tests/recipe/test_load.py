@@ -96,6 +96,10 @@ ONE_LINE = [
         GOOD + "train:\n  steps: 5\n  warmup: 5\n",
         "5: train.warmup: 5 is not less than steps 5; shorten it or train longer",
     ),
+    (
+        GOOD + "sample: {prompts: [a], refine_from: 0.5}\n",
+        "3: sample.refine_from: says when base.refiner goes on, and there is none; name one, or remove it",
+    ),
     ("base: {model: emoji-64, revision: x}\n" + DATA, "1: base.revision: 'emoji-64' is no hub id and has no revisions"),
     # missing
     ("base:\n  revision: null\n" + DATA, "1: base.model: is missing (name of an embedded base, a hub id"),
