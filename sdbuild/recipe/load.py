@@ -18,6 +18,7 @@ from sdbuild.recipe.built import misnamed
 from sdbuild.recipe.inherit import Chain, Documents, merged, place
 from sdbuild.recipe.matrix import MATRIX, Found, Variant, blame, read_matrix, too_long, variants
 from sdbuild.recipe.messages import explain
+from sdbuild.recipe.mixed import mixed
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import wrong_name
 from sdbuild.recipe.path import FieldPath, dotted
@@ -32,7 +33,7 @@ def load_project(project: Path) -> list[Recipe]:
         RecipeError: with all problems of all recipes.
     """
     recipes = load_recipes(recipe_files(project), project)
-    if problems := dict.fromkeys(misnamed(recipes, project)):
+    if problems := dict.fromkeys([*misnamed(recipes, project), *mixed(recipes)]):
         raise RecipeError(problems)
     return recipes
 

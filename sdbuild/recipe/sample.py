@@ -17,7 +17,7 @@ class OtherAdapter(Spec):
     recipe: Annotated[Text, AfterValidator(other_recipe)] | None = None
     """The recipe that makes it; it is built first."""
     path: Annotated[Text, AfterValidator(adapter_file)] | None = None
-    """A LoRA's file, in the names of diffusers or kohya."""
+    """File of a LoRA or one of its kin, in the names of diffusers, kohya or LyCORIS; or of a hypernetwork made here."""
     strength: float = 1.0
     """How much of it is added."""
 

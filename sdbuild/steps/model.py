@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from sdbuild import methods
-from sdbuild.errors import DataError, Problem
+from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.families.contract import Component, Denoiser, Family, TextEncoder
+from sdbuild.methods import elsewhere
 from sdbuild.methods.contract import Adapter, Networks, Strength
+from sdbuild.methods.hypernetwork.spec import Hypernetwork
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
 from sdbuild.methods.spec import Layered, MethodSpec
+from sdbuild.recipe.methods import method_of
 from sdbuild.training.precision import Precision, checkpoint_gradients
 
 
@@ -74,59 +82,92 @@ class Trained:
 class Other:
     """An adapter that is there in all pictures of a grid."""
 
+    name: str
+    """As the recipe has it."""
     strength: float
     trained: Trained | None = None
     file: Path | None = None
-    """Of a LoRA from elsewhere, where it is not `trained`."""
+    """From elsewhere, where it is not `trained`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Addition:
+    """How to add an adapter to a pipeline, and its turn."""
+
+    turn: int
+    """First comes what looks for layers by their names, then LoRAs, which wrap the base's, then what wraps any."""
+    add: Callable[[], Strength]
 
 
 def apply(pipeline: Any, family: Family, own: Trained, others: Sequence[Other] = ()) -> Strength:
     """Add adapters to the family's pipeline; return the strength of the recipe's own.
 
     Raises:
-        DataError: a file holds no LoRA for this base.
+        DataError: one of the others does not go with this base.
     """
-    every = [Other(strength=1.0, trained=own), *others]
-    order = sorted(range(len(every)), key=lambda place: _turn(every[place]))
+    additions = [_trained(pipeline, family, own)]
+    for index, other in enumerate(others):
+        with _blamed(index, other):
+            additions.append(_other(pipeline, family, other, f"file_{index}"))
     found: dict[int, Strength] = {}
-    for place in order:
-        other = every[place]
-        if other.trained is not None:
-            found[place] = _apply(pipeline, family, other.trained)
-        elif other.file is not None:
-            found[place] = _load_file(pipeline, other.file, f"file_{place}")
-        found[place].set_strength(other.strength)
+    for place in sorted(range(len(additions)), key=lambda place: additions[place].turn):
+        with _blamed(place - 1, others[place - 1]) if place else nullcontext():
+            found[place] = additions[place].add()
+        found[place].set_strength(others[place - 1].strength if place else 1.0)
     return found[0]
 
 
-def _turn(adapter: Other) -> int:
-    """When to add it: first what looks for layers by their names, then LoRAs, which wrap the base's, then their kin."""
-    if adapter.trained is None or isinstance(adapter.trained.method, Lora):
-        return 1
-    return 2 if isinstance(adapter.trained.method, Layered) else 0
+def _trained(pipeline: Any, family: Family, trained: Trained) -> _Addition:
+    method, (model, text) = trained.method, _networks_of(pipeline, family)
+    base = networks(method, family, model, text)
+    apply = methods.load(method.kind).apply
+    add = partial(apply, pipeline, base, method, trained.folder, key_map=family.key_map, name=trained.name)
+    return _Addition(turn=1 if isinstance(method, Lora) else 2 if isinstance(method, Layered) else 0, add=add)
 
 
-def _apply(pipeline: Any, family: Family, trained: Trained) -> Strength:
+def _other(pipeline: Any, family: Family, other: Other, name: str) -> _Addition:
+    if other.trained is not None:
+        return _trained(pipeline, family, other.trained)
+    assert other.file is not None
+    method = method_in(other.file)
+    if method is not None and method.words:
+        raise DataError("brings new words, and a file alone does not; name the recipe that makes it")
+    if isinstance(method, Hypernetwork):
+        own = Trained(method=method, folder=other.file.parent, name=other.file.stem)
+        return _trained(pipeline, family, own)
+    model, _ = _networks_of(pipeline, family)
+    parts = elsewhere.parts_of(load_file(other.file), model, family.key_map)
+    if parts is None:  # names that diffusers knows
+        return _Addition(turn=1, add=partial(load_lora, pipeline, other.file, name))
+    return _Addition(turn=2, add=partial(elsewhere.add, parts, model))
+
+
+def method_in(file: Path) -> MethodSpec | None:
+    """Return the method that an adapter's file says it was made by; None for files of other tools."""
+    with safe_open(file, framework="pt") as opened:
+        spec = (opened.metadata() or {}).get("sdbuild.spec")
+    return None if spec is None else method_of(json.loads(spec)["method"])
+
+
+def _networks_of(pipeline: Any, family: Family) -> tuple[Mapping[Component, nn.Module], TextEncoder]:
     text = family.text_of(pipeline)
-    model = {family.denoiser: getattr(pipeline, family.denoiser), **text.modules}
-    method = trained.method
-    return methods.load(method.kind).apply(
-        pipeline,
-        networks(method, family, model, text),
-        method,
-        trained.folder,
-        key_map=family.key_map,
-        name=trained.name,
-    )
+    return {family.denoiser: getattr(pipeline, family.denoiser), **text.modules}, text
 
 
-def _load_file(pipeline: Any, file: Path, name: str) -> Strength:
+@contextmanager
+def _blamed(index: int, other: Other) -> Iterator[None]:
+    """Say which of the other adapters is wrong, in words for people."""
+    field = f"sample.adapters[{index}]"
     try:
-        return load_lora(pipeline, file, name)
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"holds no LoRA that this base takes ({reason}); sample.adapters wants LoRA files of the same family"
-        raise DataError([Problem(file=str(file), message=message)]) from error
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except InputError as error:
+        told = (Problem(field=field, message=f"{other.name}: {each.message}") for each in error.problems)
+        raise DataError(told) from error
+    except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+        remedy = "it takes LoRAs and their kin that were made for a base of the same family"
+        raise DataError([Problem(field=field, message=f"{other.name} does not go with this base; {remedy}")]) from error
 
 
 def networks(

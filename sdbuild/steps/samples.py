@@ -208,18 +208,15 @@ def _measure(
 
 def _other(said: Mapping[str, Any], project: Path) -> Other:
     """Find another adapter of the grid; one that a recipe has made tells its method itself."""
-    from safetensors import safe_open
+    from sdbuild.steps.model import Other, Trained, method_in
 
-    from sdbuild.steps.model import Other, Trained
-
-    name = said["recipe"]
-    if name is None:
-        return Other(strength=said["strength"], file=project / said["path"])
-    folder = project / "build" / name / "adapter"
-    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-        spec = json.loads(file.metadata()["sdbuild.spec"])
-    trained = Trained(method=method_of(spec["method"]), folder=folder, name=name)
-    return Other(strength=said["strength"], trained=trained)
+    recipe, strength = said["recipe"], said["strength"]
+    if recipe is None:
+        return Other(name=said["path"], strength=strength, file=project / said["path"])
+    folder = project / "build" / recipe / "adapter"
+    method = method_in(folder / f"{recipe}.safetensors")
+    assert method is not None
+    return Other(name=recipe, strength=strength, trained=Trained(method=method, folder=folder, name=recipe))
 
 
 def _caption(strength: float, others: int) -> str:

@@ -51,6 +51,34 @@ def test_adapters_of_recipes_and_files_are_mixed(built: Work) -> None:
     assert set(built.doit("mix").ran) == {"dog:train", "mix:samples"}
 
 
+def test_what_one_grid_cannot_mix_is_said(built: Work) -> None:
+    words = {"kind": "textual_inversion", "tokens": [{"token": "sks", "start": "cat"}]}
+    built.recipe("whole", method=None, sample=None)
+    built.write("recipes/whole.yaml", built.read("recipes/whole.yaml").decode() + "method: {kind: full}\n")
+    built.write("recipes/words.yaml", yaml.safe_dump({**RECIPE, "method": words, "sample": None}))
+    built.recipe("many", sample=None, matrix={"method.rank": [1, 2]})
+    others = [{"recipe": name} for name in ("whole", "words", "many", "many@rank-9", "many@rank-1")]
+    for name, method in {"one": {"kind": "dreambooth"}, "two": words}.items():
+        sample = {**RECIPE["sample"], "adapters": others}
+        built.write(f"recipes/{name}.yaml", yaml.safe_dump({**RECIPE, "method": method, "sample": sample}))
+    assert built.sdbuild("check", code=2).err.splitlines() == [
+        "recipes/one.yaml: sample.adapters[0].recipe: whole makes a whole checkpoint, as this recipe does, and a grid "
+        "is drawn with one; give it method.extract and mix that LoRA's file, or leave it out",
+        *(
+            f"recipes/{name}.yaml: sample.adapters[{index}].recipe: {message}"
+            for name, several in {
+                "one": {},
+                "two": {1: "words learns 'sks', as this recipe does, and a prompt cannot mean both; rename one"},
+            }.items()
+            for index, message in {
+                **several,
+                2: "'many' has 2 variants; name one, such as many@rank-1",
+                3: "'many@rank-9' is no variant of many; name one, such as many@rank-1",
+            }.items()
+        ),
+    ]
+
+
 def test_what_is_not_there_is_said(built: Work) -> None:
     others = [{"recipe": "dgo"}, {"path": "x.pt"}, {"path": "a.safetensors"}, {}, {"recipe": "cat"}]
     built.recipe(sample={"adapters": others})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from sdbuild import families, methods
 from sdbuild.families.contract import Denoiser, Family, TextEncoder
 from sdbuild.methods.contract import Adapter, Strength
 from sdbuild.recipe.methods import method_of
-from sdbuild.steps.model import Trained, apply, networks
+from sdbuild.steps.model import Other, Trained, apply, networks
 from sdbuild.training.precision import Precision
 from tests.tiny import make_pipeline
 
@@ -175,11 +175,11 @@ def noisy(family: Family) -> Tensor:
 class Drawn:
     """A pipeline with an adapter from its files, looked at with the same inputs."""
 
-    def __init__(self, bench: Bench, folder: Path) -> None:
+    def __init__(self, bench: Bench, folder: Path, others: Sequence[Other] = ()) -> None:
         self.family = bench.family
         self.pipeline = self.family.pipeline()
         self.adapter: Strength = apply(
-            self.pipeline, self.family, Trained(method=bench.method, folder=folder, name="tiny")
+            self.pipeline, self.family, Trained(method=bench.method, folder=folder, name="tiny"), others
         )
 
     @torch.no_grad()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sdbuild.errors import DataError
+from sdbuild.methods.elsewhere import add, parts_of
 from sdbuild.methods.layered import in_file
 from sdbuild.methods.layers import Layer, LayersAdapter
 from sdbuild.methods.lora.adapter import LoraAdapter
 from sdbuild.methods.targets import innermost
-from tests.methods.bench import ROWS, Bench, base
+from sdbuild.steps.model import Other, Trained
+from tests.methods.bench import IA3, ROWS, Bench, Drawn, base
 from tests.methods.readers import weight_of
+from tests.methods.test_matrix import saved
 
 ENDS = {
     "lora": {"lora_down.weight", "lora_up.weight", "alpha"},
@@ -76,6 +82,48 @@ def test_readers_make_of_a_file_what_merging_does(name: str, root: Path) -> None
             assert torch.allclose(layer.get_parameter("bias"), of_bias, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if "timesteps" not in name])
+def test_grids_read_files_from_elsewhere(name: str, root: Path, tmp_path: Path) -> None:
+    """By what is in them alone, beside an adapter of the recipe's own."""
+    family: Any = base(ROWS[name].families[-1], root)
+    bench = Bench.trained(family, name)
+    bench.adapter.set_strength(1)
+    files = bench.adapter.export(bench.family.key_map, "tiny")
+    file = tmp_path / "it.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in files["tiny.safetensors"].items()}, file)
+    own = Bench(bench.family, IA3 | {"targets": ["to_v"]})
+    drawn = Drawn(own, saved(own, tmp_path), [Other(name="it", strength=1.0, file=file)])
+    assert torch.allclose(drawn.predict(), bench.full, atol=1e-5)
+
+
+def test_what_is_read_from_elsewhere(root: Path) -> None:
+    """Parts that no method here writes, and what is refused."""
+    family: Any = base("sd1", root)
+    bench = Bench(family, IA3)
+    key_map, network = bench.family.key_map, bench.model["unet"]
+    conv = "down_blocks.0.resnets.0.conv1"
+    out, into, *_ = network.get_submodule(conv).get_parameter("weight").shape
+    shapes = ((2, into, 1, 1), (out, 2, 1, 1), (2, 2, 3, 3))
+    down, up, core = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes)
+    place = key_map.kohya("unet", conv)
+    file = {f"{place}.lora_down.weight": down, f"{place}.lora_up.weight": up, f"{place}.lora_mid.weight": core}
+    parts = parts_of({**file, f"{MODULE}.diff": torch.ones(1)}, bench.model, key_map)
+    assert parts is not None
+    assert len(parts) == 2
+    with pytest.raises(ValueError, match="of another size"):
+        add(parts, bench.model)
+    parts = parts_of(file, bench.model, key_map)
+    assert parts is not None
+    (layer,) = add(parts, bench.model).layers.values()
+    expected = torch.einsum("oi,ijhw,jn->onhw", up.flatten(1), core, down.flatten(1))
+    assert torch.allclose(layer.change()[0], expected, atol=1e-5)
+    unknown = parts_of({f"{MODULE}.w_norm": torch.ones(1)}, bench.model, key_map)
+    assert unknown is not None
+    with pytest.raises(ValueError, match="has w_norm, which is nothing that is read"):
+        add(unknown, bench.model)
+    assert parts_of({"lora_unet_elsewhere.alpha": torch.ones(())}, bench.model, key_map) is None
+
+
 def test_a_file_of_another_adapter_is_refused(root: Path) -> None:
     bench = trained("loha", root)
     adapter = bench.adapter
@@ -105,3 +153,21 @@ def test_adapters_stand_on_each_other(root: Path) -> None:
     assert torch.equal(bench.predict(), bench.before)
     assert isinstance(bench.adapter, LayersAdapter)
     assert all(isinstance(layer, Layer) for layer in bench.adapter.layers.values())
+
+
+def test_what_does_not_go_with_a_base_is_told(root: Path, tmp_path: Path) -> None:
+    for folder in ("own", "wide"):
+        (tmp_path / folder).mkdir()
+    own, wide = (Bench(base(family, root), ROWS["lora"].method) for family in ("sd1", "sdxl"))
+    trained = Trained(method=wide.method, folder=saved(wide, tmp_path / "wide"), name="tiny")
+    saved(own, tmp_path / "own")
+    (tmp_path / "junk.safetensors").write_bytes(bytes(30))
+    save_file({"emb_params": torch.ones(1, 4)}, tmp_path / "words.safetensors")
+    remedy = "does not go with this base; it takes LoRAs and their kin that were made for a base of the same family"
+    for other in (
+        Other(name="xl", strength=1.0, trained=trained),
+        *(Other(name=name, strength=1.0, file=tmp_path / name) for name in ("junk.safetensors", "words.safetensors")),
+        Other(name="xl.safetensors", strength=1.0, file=tmp_path / "wide/tiny.safetensors"),
+    ):
+        with pytest.raises(DataError, match=re.escape(f"sample.adapters[1]: {other.name} {remedy}")):
+            Drawn(own, tmp_path / "own", [Other(name="a", strength=1.0, file=tmp_path / "own/tiny.safetensors"), other])

@@ -166,7 +166,8 @@ def test_adapters_of_several_kinds_in_one_pipeline(family: Family, tmp_path: Pat
         bench.train(2)
         trained[name] = Trained(method=method_of(method), folder=saved(bench, tmp_path / name, name), name=name)
     pipeline = family.pipeline()
-    own = apply(pipeline, family, trained["b"], [Other(strength=1.0, trained=trained[name]) for name in "ac"])
+    others = [Other(name=name, strength=1.0, trained=trained[name]) for name in "ac"]
+    own = apply(pipeline, family, trained["b"], others)
     condition = bench.condition()["hidden"]
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ def test_adapters_of_several_kinds_in_one_pipeline(family: Family, tmp_path: Pat
     own.set_strength(0)
     rest = predict(pipeline)
     other = family.pipeline()
-    apply(other, family, trained["a"], [Other(strength=1.0, trained=trained["c"])])
+    apply(other, family, trained["a"], [Other(name="c", strength=1.0, trained=trained["c"])])
     assert torch.allclose(rest, predict(other), atol=1e-6)
     assert not torch.allclose(rest, full, atol=1e-6)
     own.set_strength(1)

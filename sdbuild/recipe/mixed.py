@@ -1,0 +1,46 @@
+"""Rules across recipes: the adapters that one grid mixes go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sdbuild.errors import Problem
+from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.names import group_of
+
+
+def mixed(recipes: Sequence[Recipe]) -> Iterator[Problem]:
+    """Yield what is wrong with the other adapters of grids; `recipes` are all of a project, each variant as one."""
+    known = {recipe.name: recipe for recipe in recipes}
+    for recipe in recipes:
+        before = {"this recipe": recipe}
+        for index, said in enumerate(recipe.sample.adapters if recipe.sample else ()):
+            if said.recipe is None:
+                continue
+            other = known.get(said.recipe)
+            message = _unknown(said.recipe, recipes) if other is None else _clash(other, before)
+            if message:
+                field = f"sample.adapters[{index}].recipe"
+                yield Problem(file=f"recipes/{recipe.group}.yaml", field=field, message=message)
+            if other is not None:
+                before[other.name] = other
+
+
+def _unknown(name: str, recipes: Sequence[Recipe]) -> str:
+    """What to say of a recipe that is there by its file alone."""
+    group = group_of(name)
+    variants = [recipe.name for recipe in recipes if recipe.group == group]
+    if not variants:
+        return f"{name!r} is no recipe but a file that others extend; name one of them"
+    what = f"{name!r} has {len(variants)} variants" if name == group else f"{name!r} is no variant of {group}"
+    return f"{what}; name one, such as {variants[0]}"
+
+
+def _clash(other: Recipe, before: dict[str, Recipe]) -> str | None:
+    for name, earlier in before.items():
+        if earlier.method.trains_base and other.method.trains_base:
+            remedy = "give it method.extract and mix that LoRA's file, or leave it out"
+            return f"{other.name} makes a whole checkpoint, as {name} does, and a grid is drawn with one; {remedy}"
+        if same := sorted({*earlier.method.words} & {*other.method.words}):
+            return f"{other.name} learns {same[0]!r}, as {name} does, and a prompt cannot mean both; rename one"
+    return None
