@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sdbuild.families.contract import Component, KeyMap
-from sdbuild.families.keys import TEXT_ROOT
 from sdbuild.methods.glora.maths import of_weight
 from sdbuild.methods.ia3.maths import scaled
 from sdbuild.methods.layered import Place
@@ -25,6 +24,8 @@ Parts = Mapping[Place, Part]
 COMMON = frozenset({"alpha", "diff_b", "dora_scale"})
 """Ends of names that stand beside those of any kind of change."""
 DOWN, UP = "lora_down.weight", "lora_up.weight"
+TEXT_ROOT = "text_model."
+"""Begins paths in text encoders as key maps have them; networks may be without."""
 
 
 def parts_of(file: Mapping[str, Tensor], modules: Mapping[Component, nn.Module], key_map: KeyMap) -> Parts | None:
