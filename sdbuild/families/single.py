@@ -5,11 +5,13 @@ A file is converted once, to a folder in diffusers' layout that is named by the 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def convert(file: Path, config: Path | None, prediction_type: str | None, privat
 
         write_base(file, folder, config, prediction_type, t5=t5)
 
-    return _made(private / _name(file, private, config, prediction_type, t5), write)
+    return _made(private / _name(file, private, config, prediction_type, t5), write, INDEX)
 
 
 def converted_vae(file: Path, base: Path, private: Path) -> Path | None:
@@ -72,7 +74,7 @@ def convert_vae(file: Path, base: Path, private: Path) -> Path:
 
         write_vae(file, folder, base / "vae")
 
-    return _made(private / _name(file, private, base / "vae", None, True), write)
+    return _made(private / _name(file, private, base / "vae", None, True), write, "config.json")
 
 
 def look(file: Path, config: Path | None) -> Description:
@@ -191,19 +193,36 @@ def _remembered(file: Path, private: Path) -> str:
     return digest
 
 
-def _made(target: Path, write: Callable[[Path], None]) -> Path:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        if not target.is_dir():
+def _made(target: Path, write: Callable[[Path], None], last: str) -> Path:
+    """Write a folder under a temporary name, once whoever else makes folders there is done, and rename it.
+
+    The file `last` tells that it is there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    with _alone(target.parent):
+        if (target / last).is_file():
+            return target
+        for left in (target, temporary):  # by somebody, or by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            write(temporary)
             temporary.rename(target)
-    except OSError as error:
-        message = (
-            f"{target.parent}: the converted base cannot be written ({error.strerror}); it is as large as its file"
-        )
-        raise StepError(f"{message}: make room and build again") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            what = f"{target.parent}: the converted base cannot be written ({error.strerror})"
+            raise StepError(f"{what}; it is as large as its file: make room and build again") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock among processes; it goes with the process, however that ends."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)

@@ -144,6 +144,19 @@ def test_a_full_disk_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [path.name for path in (project / ".sdbuild/bases").iterdir()] == ["files.json"]
 
 
+def test_what_a_killed_conversion_left_goes(project: Path) -> None:
+    source = Base(model="one.safetensors", config="config")
+    folder = bring(source, project)
+    left = folder.rename(folder.with_name(f".{folder.name}.tmp"))
+    (left / "half").write_text("written")
+    assert find(source, project) is None
+    assert bring(source, project) == folder
+    assert not (folder / "half").exists()
+    (folder / "model_index.json").unlink()
+    families.load(bring(source, project))
+    assert {path.name for path in folder.parent.iterdir()} == {"files.json", folder.name}
+
+
 def test_a_changed_file_is_converted_anew(project: Path) -> None:
     source = Base(model="one.safetensors", config="config")
     first = bring(source, project)
