@@ -173,7 +173,7 @@ class Transformer:
         """Return the prediction for noisy latents."""
         from sdbuild.families.t5 import side_by_side
 
-        levels = (timesteps + 1).to(noisy.dtype) * (1000 / self.timesteps)
+        levels = (timesteps + 1).float() * (1000 / self.timesteps)  # half formats tell no neighbours apart
         hidden = side_by_side(condition, self.module.config.joint_attention_dim)
         prediction: Tensor = self.module(
             hidden_states=noisy,

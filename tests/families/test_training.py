@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -175,3 +176,24 @@ def test_another_vae_encodes_pictures_anew_and_no_captions(built: Work) -> None:
     assert built.doit().ran == {}
     built.recipe(base={"model": "base", "clip_skip": 2})
     assert set(built.doit().ran) == {"cat:text", "cat:train", "cat:samples"}
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_half_formats_see_the_very_timestep(family: str, tmp_path: Path) -> None:
+    """As sampling does: a network that is told 1000 for 998 learns another noise level."""
+    base = families.load(make_pipeline(tmp_path / "base", family=family))
+    denoiser, text = base.load_denoiser(torch.bfloat16), base.load_text()
+    condition = {name: tensor[None].to(torch.bfloat16) for name, tensor in text.encode("a cat").items()}
+    condition["geometry"] = torch.tensor([[64, 64, 0, 0, 64, 64]])
+    seen: list[float] = []
+    for name, module in denoiser.module.named_modules():
+        if name.endswith("time_proj") and not name.startswith("add"):
+            module.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].tolist()))
+    schedule = base.noise_schedule()
+    first = 1 if family == "sd3" else 0
+    with torch.no_grad():
+        for timestep in (500, 501, 997):
+            noisy = torch.zeros(1, denoiser.module.config.in_channels, 8, 8, dtype=torch.bfloat16)
+            denoiser.predict(noisy, torch.tensor([timestep]), condition)
+    assert schedule.timesteps == 1000
+    assert seen == [timestep + first for timestep in (500, 501, 997)]
