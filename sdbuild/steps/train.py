@@ -54,8 +54,11 @@ from sdbuild.training.watch import Watch
 NAMES: Mapping[PredictionType, str] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow": "flow"}
 """What is predicted, as recipes call it."""
 
-IDLE = frozenset({"rising_loss", "checkpoint_every", "gradient_checkpointing"})
-"""Settings that say when to give up, when to save and what to keep in memory."""
+IDLE = frozenset({"rising_loss", "checkpoint_every", "save_every", "save_most", "gradient_checkpointing"})
+"""Settings that say when to give up, when to save and what to keep in memory.
+
+Whether adapters that are wanted on the way are there is looked at by itself; see `Along.whole`.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

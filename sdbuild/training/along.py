@@ -85,7 +85,8 @@ class Along:
                 raise
             raise StepError(
                 f"no room for the adapter after step {state.step}: {error.strerror}\n"
-                "make room (`sdbuild gc` says what can go), or set train.save_most"
+                "make room (`sdbuild gc` says what can go) or set train.save_most; "
+                "then doit goes on from the last checkpoint"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

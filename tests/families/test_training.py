@@ -186,14 +186,15 @@ def test_half_formats_see_the_very_timestep(family: str, tmp_path: Path) -> None
     condition = {name: tensor[None].to(torch.bfloat16) for name, tensor in text.encode("a cat").items()}
     condition["geometry"] = torch.tensor([[64, 64, 0, 0, 64, 64]])
     seen: list[float] = []
-    for name, module in denoiser.module.named_modules():
+    network: Any = denoiser.module
+    for name, module in network.named_modules():
         if name.endswith("time_proj") and not name.startswith("add"):
             module.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].tolist()))
     schedule = base.noise_schedule()
     first = 1 if family == "sd3" else 0
     with torch.no_grad():
         for timestep in (500, 501, 997):
-            noisy = torch.zeros(1, denoiser.module.config.in_channels, 8, 8, dtype=torch.bfloat16)
+            noisy = torch.zeros(1, network.config.in_channels, 8, 8, dtype=torch.bfloat16)
             denoiser.predict(noisy, torch.tensor([timestep]), condition)
     assert schedule.timesteps == 1000
     assert seen == [timestep + first for timestep in (500, 501, 997)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sdbuild.errors import StepError
 from sdbuild.steps.contract import Inputs, Items
 from sdbuild.training.along import kept_steps
 from sdbuild.training.examples import Batch
@@ -195,6 +197,38 @@ def test_adapters_of_another_training_are_not_taken(tmp_path: Path, inputs: Inpu
     listener.stop_at = None
     build(make_spec(save_every=2), inputs, listener)
     build(make_spec(save_every=2), inputs, Listener(tmp_path / "whole"))
+    assert digests(tmp_path / "stopped/out") == digests(tmp_path / "whole/out")
+
+
+def test_a_full_disk_keeps_what_was_saved_before(
+    tmp_path: Path, inputs: Inputs, every_step: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(save_every=2)
+    build(spec, inputs, Listener(tmp_path / "whole"))
+    listener = Listener(tmp_path / "stopped")
+    replace: Callable[[Path, Path], Path] = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "step-000004":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(StepError) as caught:
+            build(spec, inputs, listener, "first")
+    assert str(caught.value) == (
+        "no room for the adapter after step 4: No space left on device\n"
+        "make room (`sdbuild gc` says what can go) or set train.save_most; then doit goes on from the last checkpoint"
+    )
+    assert [path.name for path in (listener.scratch / "adapters").iterdir() if "step" in path.name] == ["step-000002"]
+    fewer, whole = tmp_path / "stopped/fewer", load_file(tmp_path / "whole/out/adapter/tiny.safetensors")
+    assert build(make_spec(save_every=4), inputs, listener, fewer.name).computed == 3
+    assert [path.name for path in (fewer / "adapters").iterdir() if path.is_dir()] == ["step-000004"]
+    found = load_file(fewer / "adapter/tiny.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+    assert build(spec, inputs, listener).computed == 6, "that of step 2 is gone"
+    assert "lacks adapters that were saved before it" in listener.warnings[0]
     assert digests(tmp_path / "stopped/out") == digests(tmp_path / "whole/out")
 
 
