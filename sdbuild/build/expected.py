@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 from sdbuild.build.oracle import Oracle
@@ -50,7 +51,7 @@ def expected(oracle: Oracle, images: Step) -> Expected | None:
     known: list[tuple[int, str, Pixels]] = []
     new: dict[str, ImageRecord] = {}
     for index, dataset in enumerate(images.spec["datasets"]):
-        folder, mask = dataset["path"], dataset.get("mask")
+        folder, mask = PurePosixPath(dataset["path"]).as_posix(), dataset.get("mask")
         if not (oracle.project.root / folder).is_dir():
             if oracle.content(folder) is not None:
                 return None
