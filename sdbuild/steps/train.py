@@ -129,6 +129,8 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             **parts,
         )
         losses_of = _losses(model, objective, precision, device)
+        # A base that is to predict something else may begin worse than a network that predicts nothing.
+        nothing = nothing_of(batches, objective) if objective.prediction == schedule.prediction_type else None
         if settings.compile:
             parameters = [parameter for _, parameter in model.adapter.parameters()]
             whole = replace(batches, share=None)  # for a share may be empty
@@ -143,7 +145,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         )
         scaler = precision.scaler(device)
         state, along = _train(
-            spec, settings, data, model.adapter, batches, objective, losses_of, looking, scaler, processes, context
+            spec, settings, data, model.adapter, batches, nothing, losses_of, looking, scaler, processes, context
         )
         if not processes.first:
             return Items(total=state.step, computed=state.computed)
@@ -268,7 +270,7 @@ def _train(
     data: Data,
     adapter: Adapter,
     batches: Batches,
-    objective: Objective,
+    nothing: Callable[[int], float] | None,
     losses_of: Callable[[Batch], Tensor],
     looking: Looking,
     scaler: GradScaler,
@@ -316,7 +318,7 @@ def _train(
         clip=settings.clip,
         processes=processes,
         rising_loss=settings.rising_loss,
-        nothing_of=nothing_of(batches, objective),
+        nothing_of=nothing,
         between=[each for each in (watch, along) if each is not None],
         enough=watch.enough if watch else lambda state: False,
         tell=looking.trackers,

@@ -31,8 +31,8 @@ class Guard:
     An adapter begins as nothing, so the first steps' loss is about that of the base alone. Where the loss has risen
     within them already, as it does when the learning rate is far too high, that of predicting nothing takes its place.
     """
-    nothing_of: Callable[[int], float]
-    """Mean loss of a step's records if the denoiser predicted zeros."""
+    nothing_of: Callable[[int], float] | None
+    """Mean loss of a step's records if the denoiser predicted zeros; None where that is no measure."""
     clip: float | None
     rate_of: Callable[[int], float]
     names_of: Callable[[int], Sequence[str]]
@@ -62,7 +62,7 @@ class Guard:
                 raise self._risen(
                     step, WINDOW, last, f"{last / first:.3g} times that of the first {WINDOW}, {first:.3g}"
                 )
-        if len(losses) >= RECENT and self._useless(losses):
+        if self.nothing_of is not None and len(losses) >= RECENT and self._useless(losses):
             last = _mean(losses[-RECENT:])
             nothing = _mean([self.nothing_of(each) for each in range(step + 1 - RECENT, step + 1)])
             if last > self.rise * nothing:
@@ -78,7 +78,8 @@ class Guard:
 
     def _useless(self, losses: Sequence[float]) -> bool:
         """Whether the last losses are far above those of predicting nothing, as far as the first steps tell."""
-        assert self.rise is not None
+        if self.rise is None or self.nothing_of is None:
+            return False
         if self._nothing is None:
             self._nothing = _mean([self.nothing_of(step) for step in range(min(RECENT, self.steps))])
         return _mean(losses[-RECENT:]) > self.rise * self._nothing

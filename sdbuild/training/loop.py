@@ -61,7 +61,7 @@ class Plan:
     processes: Processes = ALONE
     rising_loss: float | None = None
     """See `Guard.rise`."""
-    nothing_of: Callable[[int], float] = lambda step: math.inf
+    nothing_of: Callable[[int], float] | None = None
     """See `Guard.nothing_of`."""
     between: Sequence[Between] = ()
     enough: Callable[[TrainingState], bool] = lambda state: False

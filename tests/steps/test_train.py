@@ -244,6 +244,15 @@ def test_a_loss_that_is_not_finite_names_step_pictures_and_setting(tmp_path: Pat
         assert all(tensor.isfinite().all() for tensor in load_file(path).values())
 
 
+def test_what_predicts_nothing_is_no_measure_of_a_new_prediction(
+    tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "nothing_of", lambda *_: lambda step: 1e-3)
+    assert build(make_spec(steps=11, prediction="x0"), inputs, Listener(tmp_path / "other")).computed == 11
+    with pytest.raises(StepError, match="times that of predicting nothing at all"):
+        build(make_spec(steps=11), inputs, Listener(tmp_path / "own"))
+
+
 def test_all_pictures_held_out(tmp_path: Path, base: Path) -> None:
     inputs = make_inputs(tmp_path / "inputs", base, pictures=2, holdout=2)
     with pytest.raises(DataError, match="nothing to train on: all pictures are held out; lower `holdout`"):

@@ -70,10 +70,11 @@ def test_a_loss_that_is_too_high_from_the_start_stops(tmp_path: Path, monkeypatc
     assert toy.run(tmp_path / "all", toy.settings_of(steps=300, learning_rate=1.0, rising_loss=None)).step == 300
 
     # What predicts nothing has that loss, so a training that learns nothing goes on.
-    plan, _, _ = toy.begin(settings)
+    nothing_of = toy.begin(settings)[0].nothing_of
+    assert nothing_of is not None
     monkeypatch.setattr(toy.Factors, "predict", lambda self, noisy: 0 * (self.a.sum() + self.b.sum()) + 0 * noisy)
     idle = toy.run(tmp_path / "idle", toy.settings_of(steps=20, rising_loss=1.001))
-    assert idle.losses == pytest.approx([plan.nothing_of(step) for step in range(20)], rel=1e-6)
+    assert idle.losses == pytest.approx([nothing_of(step) for step in range(20)], rel=1e-6)
 
 
 def test_a_gradient_that_is_not_finite_stops(tmp_path: Path) -> None:
