@@ -26,6 +26,7 @@ let editing = false;
 let limit = null;         // tokens that the text encoder takes
 const drafts = new Map(); // key -> text that was typed and not saved
 const discarded = new Map();
+const items = new Map();  // key -> the line of a row, and what it was made of
 
 const has = (row, kind) => row.findings.some((finding) => finding.kind === kind);
 const current = () => rows.find((row) => row.key === chosen);
@@ -64,6 +65,7 @@ async function ask(path, content) {
 async function load() {
   const found = await ask("api/captions");
   rows = found.rows;
+  items.clear();
   limit = found.limit;
   at("recipe").textContent = found.recipe;
   document.title = `Captions of ${found.recipe}`;
@@ -79,7 +81,8 @@ function render() {
   const lets = FILTERS.find(([name]) => name === filter.value)[2];
   shown = rows.filter((row) => lets(row) || (editing && row.key === chosen))
     .filter((row) => !wanted || `${row.path}\n${row.text}`.toLowerCase().includes(wanted));
-  list.replaceChildren(...shown.map(item));
+  list.querySelector("[aria-selected=true]")?.setAttribute("aria-selected", "false");
+  put(shown.map(item));
   at("nothing").hidden = shown.length > 0;
   if (!shown.some((row) => row.key === chosen)) choose(shown[0]?.key ?? null);
   else choose(chosen);
@@ -98,7 +101,25 @@ function renderFilters() {
   filter.value = before;
 }
 
+// Of thousands of lines only those that changed are made and put in anew.
+function put(lines) {
+  const there = [...list.children];
+  if (there.length !== lines.length || there.some((line, index) => line.id !== lines[index].id)) {
+    list.replaceChildren(...lines);
+    return;
+  }
+  there.forEach((line, index) => { if (line !== lines[index]) line.replaceWith(lines[index]); });
+}
+
 function item(row) {
+  const kept = items.get(row.key), draft = drafts.has(row.key);
+  if (kept?.row === row && kept.draft === draft) return kept.line;
+  const line = lineOf(row);
+  items.set(row.key, { row, draft, line });
+  return line;
+}
+
+function lineOf(row) {
   const badges = make("span", { className: "badges" });
   const badge = (words, kind) => badges.append(make("span", { className: `badge ${kind}`, textContent: words }));
   if (drafts.has(row.key)) badge("not saved", "problem");
