@@ -13,6 +13,7 @@ from sdbuild.families import sources
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
 from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.names import group_of
 
 
 def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
@@ -22,7 +23,7 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
     try:
         folder = sources.find(base, project)
     except DataError as error:
-        return list(error.problems)
+        return in_recipe(recipe.name, error.problems)
     looks: tuple[Callable[[], Iterable[Problem]], ...] = (lambda: sources.foreseen(base, project),)
     if folder is not None:
         looks = (
@@ -36,8 +37,13 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
             found += look()
         except DataError as error:
             found += error.problems
-    place = f"recipes/{recipe.group}.yaml"
-    return [replace(problem, file=place) if problem.field else problem for problem in dict.fromkeys(found)]
+    return in_recipe(recipe.name, dict.fromkeys(found))
+
+
+def in_recipe(name: str, problems: Iterable[Problem]) -> list[Problem]:
+    """Problems with the file of a recipe or variant, where they are of one of its fields."""
+    place = f"recipes/{group_of(name)}.yaml"
+    return [replace(problem, file=place) if problem.field else problem for problem in problems]
 
 
 def is_built(base: Base, project: Path) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdbuild.build.bases import in_recipe
 from sdbuild.build.project import Project, write_atomic
-from sdbuild.errors import Problem, RecipeError
+from sdbuild.errors import DataError, Problem, RecipeError
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.names import group_of
 from sdbuild.recipe.places import is_hub_id
 
 
@@ -35,21 +35,28 @@ class Compiled:
         """All steps, in plan order."""
         return [step for steps in self._steps.values() for step in steps]
 
-    def pin_bases(self, say: Callable[[str], None] = lambda message: None) -> None:
+    def pin_bases(self, chosen: Collection[str] | None, say: Callable[[str], None]) -> None:
         """Download and convert what is missing, and note the commits of what comes from a hub.
 
+        Args:
+            chosen: recipes that are to be built, None for all; a base that others want may be far away.
+            say: is told what takes long.
+
         Raises:
-            RecipeError: a base is not what a recipe says it is.
+            RecipeError: a base cannot be had, or is not what a recipe says it is.
         """
         wrong: list[Problem] = []
         brought: dict[Base, tuple[Base, list[Problem]]] = {}
         for name, base in self._bases.items():
-            if base.deps:  # brought when the recipe that builds it is done
-                continue
+            if base.deps or (chosen is not None and name not in chosen):
+                continue  # that of `deps` is brought when the recipe that builds it is done
             if base not in brought:
-                brought[base] = self._pinned(base, say)
+                try:
+                    brought[base] = self._pinned(base, say)
+                except DataError as error:
+                    brought[base] = base, list(error.problems)
             self._bases[name], found = brought[base]
-            wrong += _problems_of(name, found)
+            wrong += in_recipe(name, found)
         if wrong:
             raise RecipeError(dict.fromkeys(wrong))
 
@@ -57,7 +64,7 @@ class Compiled:
         """The same for one recipe, whose base another recipe has built."""
         self._bases[name], found = self._pinned(self._bases[name], say)
         if found:
-            raise RecipeError(_problems_of(name, found))
+            raise RecipeError(in_recipe(name, found))
 
     def files(self, reads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         """Text of every compiled file by path; `reads` as for `render_recipe_json`."""
@@ -113,7 +120,3 @@ class Compiled:
         if known.vae == asked.vae:
             asked = replace(asked, vae_commit=known.vae_commit)
         return replace(asked, refiner_commit=known.refiner_commit) if known.refiner == asked.refiner else asked
-
-
-def _problems_of(name: str, found: Sequence[Problem]) -> list[Problem]:
-    return [replace(problem, file=f"recipes/{group_of(name)}.yaml") for problem in found]

@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,6 +67,7 @@ class Engine:
         self._told: set[str] = set()
         self._fits: set[str] = set()
         self._refused: SdbuildError | None = None
+        self._chosen: frozenset[str] | None = None
 
     @cached_property
     def history(self) -> History:
@@ -74,6 +75,10 @@ class Engine:
         from sdbuild.build.history import History
 
         return History(self.project, self.lock_file, [step.stage for step in self.steps.values()], self.console)
+
+    def choose(self, recipes: Iterable[str]) -> None:
+        """Build these recipes alone; the bases of others are left where they are."""
+        self._chosen = frozenset(recipes)
 
     def prepare(self) -> None:
         """Bring `dvc.yaml`, `recipe.json` and the bases up to date; needs no lock where nothing has changed."""
@@ -83,7 +88,7 @@ class Engine:
             if self._refused is not None:  # it takes long, and doit asks a step's state before it is built
                 raise self._refused
             try:
-                self.compiled.pin_bases(self.console.say)
+                self.compiled.pin_bases(self._chosen, self.console.say)
             except SdbuildError as error:
                 self._refused = error
                 raise

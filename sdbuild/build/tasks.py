@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -95,6 +95,19 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     """What doit tells, in the words of the console."""
 
     desc = "steps, progress and results of sdbuild"
+
+    def initialize(self, tasks: Mapping[str, Any], selected_tasks: Sequence[str]) -> None:
+        """Tell the engine which recipes are to be built: those of the chosen tasks and of what they need."""
+        super().initialize(tasks, selected_tasks)
+        needed: set[str] = set()
+        left = list(selected_tasks)
+        while left:
+            name = left.pop()
+            if name not in needed:
+                needed.add(name)
+                left += tasks[name].task_dep
+        if _engine is not None:
+            _engine.choose({name.partition(":")[0] for name in needed})
 
     def execute_task(self, task: Any) -> None:
         """Said by the engine, which knows whether the step runs or is restored."""

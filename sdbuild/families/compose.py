@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sdbuild.errors import DataError
+from sdbuild.errors import DataError, Problem
 from sdbuild.families.layout import INDEX, SUFFIXES, is_variant, read_json
 
 
@@ -32,7 +32,8 @@ def composed(
     texts = {INDEX: _index(folder, without)} if without else {}
     if variant is not None:
         if not any(_marked(file, variant) for file in folder.rglob("*.safetensors")):
-            raise DataError(f"base.variant: {folder.name} has no copies of its weights called {variant}; remove it")
+            message = f"{folder.name} has no copies of its weights called {variant}; remove it"
+            raise DataError([Problem(field="base.variant", message=message)])
         texts |= {place: _unmarked(source, variant) for place, source in links.items() if ".index." in source.name}
     links = {place: source for place, source in links.items() if place not in texts}
     named = json.dumps(

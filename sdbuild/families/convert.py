@@ -84,8 +84,10 @@ def _opened(
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            message = f"is damaged, or holds more than tensors, which is never read ({reason}); convert it elsewhere"
+            # What the loader says of code in a file is how to run it all the same.
+            said = "" if isinstance(error, UnpicklingError) else next(iter(str(error).splitlines()), "")
+            reason = f" ({said})" if said else ""
+            message = f"is damaged, or holds more than tensors, which is never read{reason}; convert it elsewhere"
             raise DataError([Problem(file=str(file), message=message)]) from None
         state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
         tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

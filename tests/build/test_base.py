@@ -49,6 +49,19 @@ def test_a_base_that_cannot_be_had(work: Work, tmp_path: Path) -> None:
     assert len(result.err.strip().splitlines()) <= 2
 
 
+def test_a_base_that_cannot_be_had_stops_no_other_recipe(built: Work, tmp_path: Path) -> None:
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    built.recipe("other", base={"model": "org/absent"})
+    built.recipe("third", base={"model": "base", "variant": "fp16"})
+    assert built.doit("cat", env=environment).ran == {}
+    assert built.doit("cat:train", env=environment).ran == {}
+    result = built.doit(code=2, env=environment)
+    assert result.out.count("downloading the base") == 1
+    absent, variant = result.err.splitlines()
+    assert absent.startswith("base org/absent: is not on this machine and the hub cannot be reached")
+    assert variant == ("recipes/third.yaml: base.variant: base has no copies of its weights called fp16; remove it")
+
+
 def test_a_moved_base_builds_nothing(built: Work) -> None:
     (built.root / "base").rename(built.root / "model")
     built.recipe(base={"model": "model"})

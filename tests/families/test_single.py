@@ -188,7 +188,9 @@ def test_pickles_give_tensors_and_nothing_else(project: Path) -> None:
     folder = bring(Base(model="one.ckpt", config="config"), project)
     assert base_digest(folder, PARTS, md5_file) == base_digest(project / "base", PARTS, md5_file)
     torch.save({"state_dict": {}, "code": Path}, project / "bad.ckpt")
-    with pytest.raises(DataError, match=r"bad.ckpt: is damaged, or holds more than tensors, which is never read"):
+    with pytest.raises(
+        DataError, match=r"bad.ckpt: is damaged, or holds more than tensors, which is never read; convert"
+    ):
         bring(Base(model="bad.ckpt", config="config"), project)
 
 
