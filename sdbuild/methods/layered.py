@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdbuild.errors import DataError, StepError
-from sdbuild.families.contract import Component, KeyMap
+from sdbuild.families.contract import DTYPES, Component, KeyMap
 from sdbuild.methods.state import take_over
 
 Layer = TypeVar("Layer")
@@ -73,6 +73,15 @@ def check_mergeable(weights: Iterable[Tensor]) -> None:
     """
     if not all(weight.is_floating_point() for weight in weights):
         raise StepError("an adapter cannot be merged into quantised weights; load the base in another format")
+
+
+def saved(file: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
+    """Bring a file's tensors to a number format, but for those that it cannot hold, and alphas."""
+    if precision == "float32":
+        return dict(file)
+    narrow = {name: tensor.to(DTYPES[precision]) if tensor.dim() else tensor for name, tensor in file.items()}
+    wide = {name for name, tensor in narrow.items() if not tensor.is_meta and not tensor.isfinite().all()}
+    return {name: file[name] if name in wide else tensor for name, tensor in narrow.items()}
 
 
 def file_of(layers: Mapping[Place, Mapping[str, Tensor]], key_map: KeyMap) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from sdbuild.data.sampler import derive
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
-from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of, in_file
+from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of, in_file, saved
 from sdbuild.methods.spec import Layered, Ranked, Size
 from sdbuild.methods.targets import by_pattern, innermost, select
 
@@ -181,13 +181,19 @@ def base_weight(layer: Layer) -> Tensor:
 class LayersAdapter(LayeredAdapter[Layer]):
     """An adapter of such layers; see `contract.Adapter`."""
 
+    def __init__(self, layers: Mapping[Place, Layer], summary: Mapping[str, str], precision: str = "float32") -> None:
+        """Hold layers that are in place; files are written in the precision given."""
+        super().__init__(layers, summary)
+        self._precision = precision
+
     def parts(self, layer: Layer) -> Mapping[str, Parameter]:
         """Parameters that were added to a layer."""
         return layer.own
 
     def export(self, key_map: KeyMap, name: str) -> dict[str, dict[str, Tensor]]:
         """Return one file, in LyCORIS' names."""
-        return {f"{name}.safetensors": file_of({place: layer.filed() for place, layer in self.layers.items()}, key_map)}
+        file = file_of({place: layer.filed() for place, layer in self.layers.items()}, key_map)
+        return {f"{name}.safetensors": saved(file, self._precision)}
 
     def read(self, file: Mapping[str, Tensor], key_map: KeyMap) -> None:
         """Take over what `export` has written."""
@@ -243,7 +249,7 @@ class LayersMethod(Generic[Kind]):
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, layer)
             layers[component, path] = layer
-        return LayersAdapter(layers, self._summary(spec))
+        return LayersAdapter(layers, self._summary(spec), spec.save_precision)
 
     def apply(self, pipeline: Any, base: Networks, spec: Kind, folder: Path, *, key_map: KeyMap, name: str) -> Strength:
         """Wrap the pipeline's layers, and read the weights from the file that others read too."""

@@ -173,6 +173,8 @@ class Layered(MethodSpec):
     """Whether the text encoder adapts too; its outputs are then computed in every step, not once."""
     module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Chance of each module to be left as in the base in a training step."""
+    save_precision: Literal["float16", "bfloat16", "float32"] = "float32"
+    """Number format of the files that are written; the weights are trained in float32 in any case."""
 
     @property
     def sides(self) -> frozenset[Side]:

@@ -96,6 +96,7 @@ def words(found: Mapping[str, Any]) -> Iterator[str]:
         f"{found['name']}: {trained:,} trained parameters; the largest batch is {many} of "
         f"{largest['width']}×{largest['height']}"
     )
+    yield from _file(found)
     where = "GPU" if device["kind"] == "cuda" else "processor"
     if device["here"]:
         yield (
@@ -106,6 +107,18 @@ def words(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"predicted for a {where}, which this machine has not"
     if found["compiled"]:
         yield "train.compile is left out of the prediction; compiled networks take other amounts"
+
+
+def _file(found: Mapping[str, Any]) -> Iterator[str]:
+    """Size of the adapter's file, and what that goes by."""
+    sizes: Mapping[str, int] = next((row["files"] for row in found["disk"] if row["step"] == "adapter"), {})
+    name, about = f"{found['name']}.safetensors", found["file"]
+    if name in sizes:
+        form = f" in {about['precision']} (method.save_precision)" if "precision" in about else ""
+        targets = about.get("targets")
+        said = targets if isinstance(targets, str) else ", ".join(targets or ())
+        text = " and text encoders" if "text" in about.get("sides", ()) else ""
+        yield f"{name}: {sizes[name] / 2**20:,.1f} MiB{form}" + (f", for targets {said}{text}" if said else "")
 
 
 def measured(found: Mapping[str, Any]) -> Iterator[str]:

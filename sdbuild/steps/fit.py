@@ -95,8 +95,8 @@ def helpful(spec: Mapping[str, Any], forecaster: Forecaster, there: Machine) -> 
     found = []
     for remedy in remedies_of(spec):
         if remedy.changes:
-            memory = forecaster.memory(changed(spec, remedy.changes))
-            if fits(memory):
+            memory = forecaster.memory_with(spec, remedy.changes)
+            if memory is not None and fits(memory):
                 found.append(f"{remedy.says}: {gigabytes(memory.total)} GB")
         else:
             for share in SMALLER:
@@ -109,10 +109,10 @@ def helpful(spec: Mapping[str, Any], forecaster: Forecaster, there: Machine) -> 
     together = dict(spec)
     settings = []
     for remedy in remedies_of(spec):
-        if remedy.changes:
+        memory = forecaster.memory_with(together, remedy.changes) if remedy.changes else None
+        if memory is not None:
             together = changed(together, remedy.changes)
             settings += [f"{key}: {shown(value)}" for key, value in remedy.changes.items()]
-            memory = forecaster.memory(together)
             if fits(memory):
                 return [f"together these make it fit ({gigabytes(memory.total)} GB):", *dict.fromkeys(settings)]
     return ["no settings make it fit; choose a smaller base, a lower images.resolution, or another machine"]

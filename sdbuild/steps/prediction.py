@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbuild import families
+from sdbuild.errors import RecipeError
 from sdbuild.families.contract import Family, TextEncoder
 from sdbuild.methods.spec import KeptPrediction
 from sdbuild.recipe.methods import method_of
@@ -109,6 +110,13 @@ class Forecaster:
             data=self._data,
         )
 
+    def memory_with(self, spec: Mapping[str, Any], changes: Mapping[str, Any]) -> Memory | None:
+        """Return what other settings take; None where they do not go with the recipe's patterns of modules."""
+        try:
+            return self.memory(changed(spec, changes))
+        except RecipeError:
+            return None
+
     def _step(self, spec: Mapping[str, Any]) -> tuple[int, list[tuple[str, nn.Parameter]], Traced]:
         """Size of the networks, what is trained, and what a step takes; optimizers have no part in it."""
         train = spec["train"]
@@ -143,8 +151,8 @@ class Forecaster:
             latents = torch.empty(records, *self._largest.shape, device=META)
             noise, noisy = torch.empty_like(latents), torch.empty_like(latents)
             timesteps = torch.zeros(records, dtype=torch.int64, device=META)
-            condition = self.captions.condition(records, made.model.text)
-            with elsewhere(self._device, dtype):
+            with elsewhere(self._device, dtype):  # texts too: checkpointing computes them again in the backward pass
+                condition = self.captions.condition(records, made.model.text)
                 cast = {name: each.to(dtype) if each.is_floating_point() else each for name, each in condition.items()}
                 predicted = made.model.denoiser.predict(noisy.to(dtype), timesteps, cast)
                 loss = (predicted.float() - noise).square().mean()

@@ -16,7 +16,7 @@ from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read
 from sdbuild.data.wanted import wanted_latents, wanted_texts
 from sdbuild.families.contract import DTYPES
 from sdbuild.methods.contract import Pickled
-from sdbuild.methods.spec import WeightsSpec
+from sdbuild.methods.spec import Layered, MethodSpec, WeightsSpec
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.fit import MARGIN, shown
 from sdbuild.steps.largest import Largest, largest_in, latent_item, shapes
@@ -106,6 +106,7 @@ def predict(recipe: Recipe, device: torch.device) -> dict[str, Any]:
             "records": largest.records,
         },
         "parameters": {"base": _count(made) - _trained(made), "trained": _trained(made)},
+        "file": _file(method_of(recipe.train["method"])),
         "steps": recipe.train["train"]["steps"],
         "compiled": bool(recipe.train["train"].get("compile")),
         "settings": [_row("this recipe", {}, memory), *_neighbours(recipe.train, forecaster)],
@@ -137,13 +138,21 @@ def _neighbours(spec: Mapping[str, Any], forecaster: Forecaster) -> Iterator[dic
     for changes in other.values():
         differing = {key: value for key, value in changes.items() if _set(spec, key) != value}
         named = ", ".join(f"{key.partition('.')[2]}: {shown(value)}" for key, value in differing.items())
-        yield _row(named, differing, forecaster.memory(changed(spec, changes)))
+        memory = forecaster.memory_with(spec, changes)
+        if memory is not None:
+            yield _row(named, differing, memory)
     whole = {"method": FULL.stated(), "train.base_precision": None, "train.lora_plus_ratio": 1.0}
     yield _row("full fine-tune", whole, forecaster.memory(changed(spec, whole)))
     frugal = {**whole, "train.precision": "bfloat16", "train.gradient_checkpointing": True}
     frugal["train.optimizer"] = "adamw-8bit"
     name = "full fine-tune, bfloat16, adamw-8bit, checkpointing"
     yield _row(name, frugal, forecaster.memory(changed(spec, frugal)))
+
+
+def _file(method: MethodSpec) -> dict[str, Any]:
+    """What the size of the adapter's file goes by: its number format, and what adapts."""
+    found = {"precision": method.save_precision} if isinstance(method, Layered | WeightsSpec) else {}
+    return found | ({"targets": method.targets, "sides": sorted(method.sides)} if isinstance(method, Layered) else {})
 
 
 def _set(spec: Mapping[str, Any], key: str) -> Any:
@@ -176,7 +185,7 @@ def _items(recipe: Recipe, forecaster: Forecaster) -> Iterator[dict[str, Any]]:
 
 def _outs(recipe: Recipe, made: Outline, memory: Memory) -> Iterator[dict[str, Any]]:
     """Disk that adapters, checkpoints and samples take."""
-    sizes = _adapter_files(recipe, made)
+    sizes = adapter_files(recipe, made)
     yield _files("adapter", len(sizes), sum(sizes.values())) | {"files": sizes}
     train = recipe.train["train"]
     every, last = train.get("save_every"), train["steps"]
@@ -193,7 +202,7 @@ def _outs(recipe: Recipe, made: Outline, memory: Memory) -> Iterator[dict[str, A
         yield _files("samples", count, size)
 
 
-def _adapter_files(recipe: Recipe, made: Outline) -> dict[str, int]:
+def adapter_files(recipe: Recipe, made: Outline) -> dict[str, int]:
     """Bytes of the files that the method writes; where the base is trained, of a whole checkpoint."""
     family, method = families.load(recipe.base, weights=False), method_of(recipe.train["method"])
     if not isinstance(method, WeightsSpec):

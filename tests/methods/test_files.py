@@ -96,6 +96,22 @@ def test_grids_read_files_from_elsewhere(name: str, root: Path, tmp_path: Path) 
     assert torch.allclose(drawn.predict(), bench.full, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lora", "dora", "lokr", "oft"])
+def test_files_in_half_precision(name: str, root: Path, tmp_path: Path) -> None:
+    family: Any = base("sd1", root)
+    bench = Bench(family, {**ROWS[name].method, "save_precision": "float16"})
+    bench.train(2)
+    for file in bench.adapter.export(family.key_map, "tiny").values():
+        assert {tensor.dtype for tensor in file.values() if tensor.dim()} == {torch.float16}
+        assert all(tensor.dtype != torch.float16 for tensor in file.values() if not tensor.dim())
+    assert all(tensor.dtype == torch.float32 for tensor in bench.adapter.state().values())
+    drawn, full = Drawn(bench, saved(bench, tmp_path)), bench.predict()
+    assert torch.allclose(drawn.predict(), full, atol=1e-2)
+    assert not torch.allclose(full, bench.before, atol=2e-2)
+    drawn.adapter.set_strength(0)
+    assert torch.equal(drawn.predict(), bench.before)
+
+
 def test_what_is_read_from_elsewhere(root: Path) -> None:
     """Parts that no method here writes, and what is refused."""
     family: Any = base("sd1", root)

@@ -12,9 +12,12 @@ from sdbuild.data.records import CaptionRecord, ImageRecord
 from sdbuild.methods import METHODS
 from sdbuild.plan.compile import plan
 from sdbuild.recipe.models import Recipe as RecipeModel
+from sdbuild.report.memory import words
+from sdbuild.steps.fit import helpful
 from sdbuild.steps.prediction import Forecaster, changed, outline
-from sdbuild.steps.probe import Recipe, predict
+from sdbuild.steps.probe import Recipe, adapter_files, predict
 from sdbuild.steps.trial import measure
+from sdbuild.training.machine import Machine
 from tests.families.test_published import LORAS, SIZES
 from tests.published import write_outline
 from tests.tiny import make_pipeline
@@ -104,11 +107,29 @@ def test_published_models_are_predicted_at_full_size(name: str, tmp_path: Path) 
 def test_adapters_are_as_large_as_published_ones(tmp_path: Path) -> None:
     base = write_outline(tmp_path / "base", "sd1")
     for rank, published in PUBLISHED.items():
-        method = {"kind": "lora", "rank": rank, "targets": EVERYTHING, "text_encoder": True}
-        recipe = recipe_of(base, 512, method=method)
-        made = outline(recipe.train, base)
-        trained = sum(parameter.numel() for _, parameter in made.trained)
-        assert 2 * trained / 2**20 == pytest.approx(published, rel=0.1), rank
+        method = {"rank": rank, "targets": EVERYTHING, "text_encoder": True, "save_precision": "float16"}
+        recipe = recipe_of(base, 512, method={"kind": "lora", **method})
+        size = adapter_files(recipe, outline(recipe.train, base))["cat.safetensors"]
+        assert size / 2**20 == pytest.approx(published, rel=0.1), rank
+
+
+def test_what_the_size_of_a_file_goes_by(tmp_path: Path) -> None:
+    """With patterns, and parts, of text encoders, which other settings that are predicted do not have."""
+    method = {"rank": 2, "targets": ["to_k", "q_proj"], "text_encoder": True, "save_precision": "float16"}
+    parts = [{"modules": "text_encoder*", "rank": 1}]
+    recipe = recipe_of(make_pipeline(tmp_path), 64, method={"kind": "lora", **method, "parts": parts})
+    found = predict(recipe, torch.device("cpu"))
+    (said,) = (line for line in words(found) if line.startswith("cat.safetensors: "))
+    form = "0.0 MiB in float16 (method.save_precision)"
+    assert said == f"cat.safetensors: {form}, for targets to_k, q_proj and text encoders"
+    rows = {row["name"]: row["memory"] for row in found["settings"]}
+    assert "method.text_encoder: false" not in rows
+    assert rows["gradient_checkpointing: true"]["activations"] < rows["this recipe"]["activations"]
+    largest = recipe.largest
+    forecaster = Forecaster(recipe.base, largest, torch.device("cpu"))
+    enough = forecaster.memory(changed(recipe.train, {"train.gradient_checkpointing": True})).total
+    first, *_ = helpful(recipe.train, forecaster, Machine(kind="cuda", has=enough, free=enough))
+    assert first == "each of these makes it fit, from the cheapest on:"
 
 
 def test_settings_change_what_they_should(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,13 @@ class Pivotal(Tokens):
     def rated(self) -> frozenset[Rated]:
         """The tokens' vectors, and what the LoRA is in."""
         return super().rated | self.lora.rated
+
+    def stated(self) -> Mapping[str, Any]:
+        """Without what the LoRA's own section does not set and a later release added."""
+        found = dict(super().stated())
+        if self.lora.save_precision == "float32" and "lora" in found:
+            found["lora"] = {key: value for key, value in found["lora"].items() if key != "save_precision"}
+        return found
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """In every step something changes."""
