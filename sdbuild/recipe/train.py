@@ -216,7 +216,7 @@ class Train(Spec):
     ema: Ema | None = None
     """Average of the adapter over the steps, which is then what is kept; null for the last step's weights."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the model's computations; the adapter's weights are float32 in any case."""
+    """Number format of the model's computations; the adapter itself is trained in float32 in any case."""
     base_precision: Literal["float32", "bfloat16", "float16", "int8", "nf4"] | None = None
     """What the base's weights are held in; null for `precision`. `int8` and `nf4` need the extra `optimizers`."""
     gradient_checkpointing: bool = False

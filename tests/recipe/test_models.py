@@ -55,6 +55,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "dropout": 0.0,
             "rank_dropout": 0.0,
             "module_dropout": 0.0,
+            "save_precision": "float32",
             "parts": [],
             "rank_stabilised": False,
             "dora": False,
