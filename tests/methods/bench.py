@@ -43,7 +43,7 @@ IA3 = {"kind": "ia3"}
 EACH_TIMESTEP = {"test_merged_equals_unmerged": "ranks depend on the timestep, so no one weight is the merged one"}
 ROWS: dict[str, Row] = {
     "lora": Row(LORA, ALL),
-    "dreambooth_lora": Row(LORA | {"kind": "dreambooth_lora"}),
+    "dreambooth_lora": Row(LORA | {"kind": "dreambooth_lora"}, BOTH),
     "lora attention": Row(LORA | {"targets": "attention", "alpha": 4.0}),
     "lora all-linear": Row(LORA | {"targets": "all-linear", "alpha": 1.0}),
     "lora convolutions": Row(LORA | {"targets": CONVOLUTIONS, "alpha": 3.0}),

@@ -210,3 +210,7 @@ def test_settings_that_came_later_are_stated_where_they_are_set() -> None:
     assert method_of({"kind": "lora", "rank": 4}).stated() == old
     assert method_of({"kind": "lora", "rank": 4, "dora": True}).stated() == old | {"dora": True}
     assert method_of({"kind": "ia3"}).stated() == {"kind": "ia3"}
+    pivotal = {"kind": "pivotal", "tokens": [{"token": "<x>"}]}
+    for precision, said in (("float32", None), ("float16", "float16")):
+        lora = {"kind": "lora", "rank": 4, "save_precision": precision}
+        assert method_of({**pivotal, "lora": lora}).stated()["lora"].get("save_precision") == said

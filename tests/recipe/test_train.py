@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdbuild.recipe.load import load_project
+from sdbuild.recipe.models import Sample
 from tests.recipe.helpers import GOOD, complaints, write
 
 
@@ -107,6 +108,19 @@ def test_tokens_are_words_that_prompts_leave_alone(project: Path) -> None:
     write(project, cat=f"{GOOD}method: {{kind: textual_inversion, tokens: [{{token: '[V]'}}, {{token: <V>}}]}}\n")
     problem = "'[V]' has brackets that prompts read as weights; choose others, such as '<toy>'"
     assert complaints(project) == [f"recipes/cat.yaml:3: method.tokens[0].token: {problem}"]
+
+
+def test_prompts_that_say_other_than_captions_are_doubted(project: Path) -> None:
+    write(project, cat=f"{GOOD}method: {{kind: textual_inversion, tokens: [{{token: <V>}}, {{token: <W>}}]}}\n")
+    (recipe,) = load_project(project)
+    assert list(recipe.doubts()) == []
+    (dataset,) = recipe.datasets
+    changes = {"datasets": (dataset.model_copy(update={"trigger": "[V] dog"}),)}
+    for prompt, words in (("a [V] dog, <V>, <W>", ["brackets"]), (r"\[V\] dog, <V>", ["never say <W>"])):
+        sample = Sample(prompts=(prompt,))
+        said = list(recipe.model_copy(update={**changes, "sample": sample}).doubts())
+        assert len(said) == len(words)
+        assert all(word in doubt for word, doubt in zip(words, said, strict=True))
 
 
 def test_a_list_has_limits(project: Path) -> None:

@@ -199,8 +199,8 @@ class HypernetworkMethod:
         try:
             adapter.load_state({f"unet.{key}": tensor for key, tensor in state.items()})
         except ValueError as error:
-            message = f"{name}.safetensors has other layers than its recipe says ({error}); `doit -a {name}:train`"
-            raise DataError(message) from None
+            message = f"{name}.safetensors has other layers than are made now; train it again: `doit -a {name}:train`"
+            raise DataError(message) from error
         return adapter
 
 
