@@ -169,6 +169,14 @@ def problems(source: Source, folder: Path) -> list[Problem]:
         wrong("t5", f"{described.title} has no T5; remove it")
     if source.refiner is not None and not described.refinable:
         wrong("refiner", f"{described.title} has no refiner; remove it")
+    if source.vae is not None:
+        (denoiser,) = families.components(folder, ["denoiser"])
+        takes, gives = (
+            read_config(folder, denoiser).get("in_channels"),
+            read_config(folder, "vae").get("latent_channels"),
+        )
+        if None not in (takes, gives) and takes != gives:
+            wrong("vae", f"gives {gives} channels, and the base takes {takes}; choose a VAE of {described.title}")
     predicts = source.prediction_type
     if predicts is not None:
         own = "flow" if "transformer" in described.classes else None

@@ -124,6 +124,10 @@ def test_other_files_are_refused(project: Path) -> None:
 
 def test_a_vae_of_another_family_is_no_matter_of_configurations(project: Path) -> None:
     other = make_pipeline(project / "flow", family="sd3") / "vae/diffusion_pytorch_model.safetensors"
+    wanted = Base(model="base", vae="flow")
+    assert [str(problem) for problem in problems(wanted, bring(wanted, project))] == [
+        "base.vae: gives 16 channels, and the base takes 4; choose a VAE of Stable Diffusion 1"
+    ]
     other.rename(project / "vae.safetensors")
     with pytest.raises(DataError, match=r"vae.safetensors: lacks 4 of the VAE's tensors, .*; choose another base.vae$"):
         bring(Base(model="base", vae="vae.safetensors"), project)
