@@ -34,10 +34,11 @@ def _wrong(path: str, maker: str, known: dict[str, Recipe], project: Path) -> st
         if variants:
             return f"recipe {maker} has variants; name what one of them builds, such as {_checkpoint(variants[0])}"
         return None if os.path.exists(project / path) else f"no recipe builds {path!r}"
-    if not known[maker].method.trains_base:
-        kind = known[maker].method.kind
-        return f"recipe {maker} builds an adapter ({kind}) and no checkpoint; choose method full there"
-    if path != _checkpoint(maker):
+    recipe = known[maker]
+    if not recipe.method.trains_base:
+        return f"recipe {maker} builds an adapter ({recipe.method.kind}) and no checkpoint; choose method full there"
+    on_the_way = recipe.train.save_every is not None and path.startswith(f"{BUILD}/{maker}/adapters/")
+    if path != _checkpoint(maker) and not on_the_way:
         return f"recipe {maker} builds {_checkpoint(maker)}; name that"
     return None
 

@@ -106,6 +106,7 @@ def test_dvc_builds_it_first_too(both: Work) -> None:
     [
         ("build/big/adapter/big.ckpt", "allow_pickle"),
         ("build/big/adapter/pig.safetensors", f"recipe big builds {CHECKPOINT}; name that"),
+        ("build/big/adapters/step-000003/big-000003.safetensors", f"recipe big builds {CHECKPOINT}; name that"),
         ("build/pig/adapter/pig.safetensors", "file 'build/pig/adapter/pig.safetensors' does not exist"),
         ("build/dog/adapter/dog.safetensors", "recipe dog builds an adapter (lora) and no checkpoint"),
         ("build/ant/adapter/ant.safetensors", "is what this recipe builds; name another base"),
