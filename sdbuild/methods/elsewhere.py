@@ -95,6 +95,8 @@ class FileLayer(Layer):
             raise ValueError(f"{path} has {', '.join(sorted(part))}, which is nothing that is read")
         try:
             shape = self.change()[0].shape
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path} is of another size or lacks a part") from error
         if tuple(shape) != self.shape:

@@ -39,7 +39,7 @@ def _unknown(name: str, recipes: Sequence[Recipe]) -> str:
 def _clash(other: Recipe, before: dict[str, Recipe]) -> str | None:
     for name, earlier in before.items():
         if earlier.method.trains_base and other.method.trains_base:
-            remedy = "give it method.extract and mix that LoRA's file, or leave it out"
+            remedy = "leave it out, or mix a copy of the LoRA that method.extract makes of it"
             return f"{other.name} makes a whole checkpoint, as {name} does, and a grid is drawn with one; {remedy}"
         if same := sorted({*earlier.method.words} & {*other.method.words}):
             return f"{other.name} learns {same[0]!r}, as {name} does, and a prompt cannot mean both; rename one"

@@ -167,6 +167,8 @@ def adapter_file(path: str, info: ValidationInfo) -> str:
         raise refuse(f"{path!r} is no .safetensors file; others are not read")
     if path.startswith(("/", "~")) or "\\" in path or os.path.normpath(path).startswith(".."):
         raise refuse(f"{path!r} is outside the project; put the file inside it, such as in adapters/")
+    if maker := maker_of(path):
+        raise refuse(f"{path!r} is what a recipe builds; say recipe: {maker}, or put a copy of the file in adapters/")
     if info.context is not None:
         place = info.context["project"] / path
         if not os.path.isfile(place) and not is_tracked(path, info.context["project"]):

@@ -63,7 +63,7 @@ def test_what_one_grid_cannot_mix_is_said(built: Work) -> None:
         built.write(f"recipes/{name}.yaml", yaml.safe_dump({**RECIPE, "method": method, "sample": sample}))
     assert built.sdbuild("check", code=2).err.splitlines() == [
         "recipes/one.yaml: sample.adapters[0].recipe: whole makes a whole checkpoint, as this recipe does, and a grid "
-        "is drawn with one; give it method.extract and mix that LoRA's file, or leave it out",
+        "is drawn with one; leave it out, or mix a copy of the LoRA that method.extract makes of it",
         *(
             f"recipes/{name}.yaml: sample.adapters[{index}].recipe: {message}"
             for name, several in {
@@ -80,7 +80,8 @@ def test_what_one_grid_cannot_mix_is_said(built: Work) -> None:
 
 
 def test_what_is_not_there_is_said(built: Work) -> None:
-    others = [{"recipe": "dgo"}, {"path": "x.pt"}, {"path": "a.safetensors"}, {}, {"recipe": "cat"}]
+    others = [{"recipe": "dgo"}, {"path": "x.pt"}, {"path": "a.safetensors"}, {}]
+    others += [{"recipe": "cat"}, {"path": "build/dog/adapter/dog.safetensors"}]
     built.recipe(sample={"adapters": others})
     built.recipe("dog")
     text = built.sdbuild("check", code=2).text
@@ -88,3 +89,4 @@ def test_what_is_not_there_is_said(built: Work) -> None:
     assert "sample.adapters[1].path: 'x.pt' is no .safetensors file" in text
     assert "sample.adapters[2].path: file 'a.safetensors' does not exist" in text
     assert "sample.adapters[3].recipe: or path is missing" in text
+    assert "adapters[5].path: 'build/dog/adapter/dog.safetensors' is what a recipe builds; say recipe: dog" in text
