@@ -66,6 +66,13 @@ def test_a_picture_that_was_looked_at_is_not_encoded_by_that(work: Work) -> None
     assert todo(work) == {**before, "cat:images": 0}
 
 
+def test_variants_make_together_what_they_share(work: Work) -> None:
+    work.recipe(matrix={"method.rank": [1, 2]})
+    plan = todo(work)
+    assert [plan[f"cat@rank-1:{kind}"] for kind in ("images", "latents", "text")] == [4, 4, 4]
+    assert [plan[f"cat@rank-2:{kind}"] for kind in ("images", "latents", "text")] == [0, 0, 0]
+
+
 def test_what_a_build_would_encode_is_known_before_pictures_are_listed(built: Work) -> None:
     built.recipe("dog", train={"steps": 3})
     plan = todo(built)
@@ -75,10 +82,10 @@ def test_what_a_build_would_encode_is_known_before_pictures_are_listed(built: Wo
     (built.root / "datasets/cats/0000.txt").write_text("another cat")
     plan = todo(built)
     assert (plan["cat:images"], plan["cat:captions"], plan["cat:latents"], plan["cat:text"]) == (1, 2, 1, 2)
-    assert (plan["dog:latents"], plan["dog:text"]) == (1, 2)
+    assert (plan["dog:latents"], plan["dog:text"]) == (0, 0), "cat makes them"
     built.recipe("dog", images={"resolution": 24})
     plan = todo(built)
-    assert (plan["dog:latents"], plan["dog:text"]) == (5, 2)
+    assert (plan["dog:latents"], plan["dog:text"]) == (5, 0)
 
 
 def test_plan_for_people(built: Work) -> None:

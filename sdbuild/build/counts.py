@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ Count = tuple[int | None, int | None]
 
 
 class Counts:
-    """Counts by step; what an earlier step will change is taken into account as far as it is known."""
+    """Counts by step, asked for in plan order: what a step will make is there for those after it."""
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
         self._lists: dict[str, Expected | None] = {}
+        self._made: dict[str, set[str]] = {}
+        """Keys of what the steps so far will make, by kind."""
+        self._asks: dict[str, list[Asked]] = {}
 
     def of(self, verdict: Verdict) -> Count:
         """Items in all and items to compute of a step that would run."""
@@ -58,7 +62,7 @@ class Counts:
     def _of_images(self, step: Step) -> Count:
         """Pictures, and those whose pixels are not known by their bytes."""
         found = self._expected(step)
-        return (None, None) if found is None else (len(found), len(found.new))
+        return (None, None) if found is None else (len(found), self._first(step, (each.digest for each in found.new)))
 
     def _of_captions(self, step: Step) -> Count:
         captions = self._captioned(step)
@@ -84,30 +88,42 @@ class Counts:
 
     def asked(self, step: Step) -> list[Asked]:
         """What a captions step would ask models, as far as that is known before it runs."""
+        if step.name not in self._asks:
+            self._asks[step.name] = list(self._asked(step))
+        return self._asks[step.name]
+
+    def _asked(self, step: Step) -> Iterator[Asked]:
         try:
             images = self._images(step)
             if images is None and step.how and (found := self._expected(step)) is not None:
                 images = found.all
-            return asked(self._oracle, step, images or (), self._captions(step, current=False) or ())
+            for each in asked(self._oracle, step, images or (), self._captions(step, current=False) or ()):
+                before = set(self._made.get(step.kind, ()))
+                questions = tuple(question for question in each.questions if question.key not in before)
+                if self._first(step, (question.key for question in questions)):
+                    yield replace(each, questions=questions)
         except DataError:  # told when the step runs
-            return []
+            return
 
     def _of_latents(self, step: Step, verdict: Verdict) -> Count:
-        images, new = self._images(step), 0
+        images, new = self._images(step), list[str]()
         if images is None:
             found, each = self._expected(step), self._ways(step)
             if found is None or (found.new and each is None):
                 return None, None
-            images, new = found.placed, len(found.new) * (each or 0)
+            how = {key: found.spec[key] for key in ("resolution", "buckets", "crop")}
+            sizes = [dataset.get("resolutions") for dataset in found.spec["datasets"]]
+            images = found.placed
+            new = [f"{row.digest} {how} {sizes} {step.base} {at}" for row in found.new for at in range(each or 0)]
         base = self._base("latents", step, verdict)
-        wanted = wanted_latents(images, step.spec, base or "")
+        wanted = wanted_latents(images, step.spec, base or f"{step.base}")
         drawn, redrawn = self._of_drawn(step)
         if drawn and not redrawn:
             prior = read_class_pictures(self._folder(step) / "prior", self._oracle.project.root)
-            wanted |= wanted_latents(prior, step.spec, base or "")
+            wanted |= wanted_latents(prior, step.spec, base or f"{step.base}")
             drawn = 0
-        todo = len(wanted) if base is None else self._missing("latents", step, wanted)
-        return len(wanted) + new + drawn, todo + new + redrawn
+        todo = self._first(step, [*(wanted if base is None else self._missing("latents", step, wanted)), *new])
+        return len(wanted) + len(new) + drawn, todo + redrawn
 
     def _ways(self, step: Step) -> int | None:
         """Latents of a picture that nobody has looked at, if all have as many."""
@@ -153,8 +169,10 @@ class Counts:
             if new and "datasets" in step.spec:
                 return None, None
         base = self._base("text", step, verdict)
-        wanted = wanted_texts(captions, step.spec, base or "")
-        return len(wanted) + new, new + (len(wanted) if base is None else self._missing("text", step, wanted))
+        wanted = wanted_texts(captions, step.spec, base or f"{step.base}")
+        return len(wanted) + new, new + self._first(
+            step, wanted if base is None else self._missing("text", step, wanted)
+        )
 
     def _base(self, kind: str, step: Step, verdict: Verdict) -> str | None:
         """Digest of the base that a step reads; None where no item can be there already, so that it is of no use."""
@@ -164,9 +182,17 @@ class Counts:
             return None
         return self._oracle.reads.digest("base", step)
 
-    def _missing(self, kind: str, step: Step, keys: Mapping[str, Any]) -> int:
+    def _missing(self, kind: str, step: Step, keys: Mapping[str, Any]) -> list[str]:
         store = items.ItemStore(self._oracle.project.items / kind)
-        return len(store.missing(keys, items.reuse(self._folder(step) / kind), check=False))
+        return store.missing(keys, items.reuse(self._folder(step) / kind), check=False)
+
+    def _first(self, step: Step, keys: Iterable[str]) -> int:
+        """How many items a step makes that none before it makes."""
+        made = self._made.setdefault(step.kind, set())
+        found = set(keys) - made
+        if self._oracle.judge(step.name).action == "run":
+            made |= found
+        return len(found)
 
     def _images(self, step: Step) -> list[ImageRecord] | None:
         """Rows of `images.jsonl`, if it is as it will be."""

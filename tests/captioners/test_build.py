@@ -95,6 +95,18 @@ def test_fifty_pictures_with_ten_faults_are_paid_for_once(empty: Work, server: S
     assert list(holding(empty, "claude-haiku-4-5")), "the search finds what is there"
 
 
+def test_variants_ask_once_and_the_plan_says_so(empty: Work, server: Speaker) -> None:
+    prepare(empty, 3)
+    content = empty.read("recipes/cat.yaml").decode()
+    empty.write("recipes/cat.yaml", content + "matrix: {method.rank: [1, 2]}\n")
+    steps = json.loads(empty.sdbuild("plan", "--json").out)["steps"]
+    asks = {step["name"]: step.get("asks") for step in steps if step["name"].endswith(":captions")}
+    (first,) = asks["cat@rank-1:captions"]
+    assert first["requests"] == 3
+    assert asks["cat@rank-2:captions"] is None
+    assert not server.asked
+
+
 def test_only_what_changed_is_asked_for_and_a_clone_asks_nothing(
     template: Path, tmp_path: Path, server: Speaker
 ) -> None:
