@@ -6,6 +6,7 @@ norms and embeddings stay in the format that is computed in.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,11 +30,31 @@ OUTLIER = 6.0
 
 def _int8(layer: nn.Linear, compute: torch.dtype) -> nn.Linear:
     """LLM.int8() (Dettmers et al. 2022)."""
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
+    from bitsandbytes.nn import Int8Params
 
-    held: nn.Linear = Linear8bitLt(*_shape(layer), has_fp16_weights=False, threshold=OUTLIER, device="meta")
+    held: nn.Linear = _linear_8bit()(*_shape(layer), has_fp16_weights=False, threshold=OUTLIER, device="meta")
     held.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     return held
+
+
+@functools.cache
+def _linear_8bit() -> Any:
+    """The layer of bitsandbytes, but for a slip that others make it take."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    class Linear(Linear8bitLt):  # type: ignore[misc]
+        def init_8bit_state(self) -> None:
+            """Take weight and scales over from the parameter, once.
+
+            On processors PEFT moves the parameter each time it dequantises it, which leaves the weight there anew, but
+            not the scales.
+            """
+            if self.weight.SCB is None:
+                self.weight.CB = None
+            else:
+                super().init_8bit_state()
+
+    return Linear
 
 
 def _nf4(layer: nn.Linear, compute: torch.dtype) -> nn.Linear:

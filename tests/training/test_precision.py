@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -140,6 +141,23 @@ def test_quantised_layers_are_those_of_blocks_and_compute_nearly_the_same() -> N
         assert 0 < (found - exact).norm() / exact.norm() < near
         kinds = {path: str(layer.weight.dtype) for path, layer in quantisable(held)}
         assert set(kinds.values()) <= {"torch.int8", "torch.uint8"}
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_quantised_base_may_be_read_between_steps(base: str, tmp_path: Path, inputs: Inputs) -> None:
+    """As DoRA does in every step, and GLoRA when an adapter on the way is written."""
+    network = nn.ModuleDict({"0": nn.Linear(64, 64).requires_grad_(False)})
+    Precision(compute="float32", base=base).settle([network], CPU)
+    seen = torch.randn(8, 64)
+    found = []
+    for _ in range(3):
+        weight = dequantize_module_weight(network["0"])
+        assert weight.shape == (64, 64)
+        found.append(network["0"](seen))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    adapter = trained(tmp_path, inputs, method={"dora": True}, base_precision=base)
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
 
 
 @pytest.mark.parametrize(
