@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sdbuild.build.oracle import Oracle
-from sdbuild.data import masks, pixelcache, views
-from sdbuild.data.pixelcache import PixelCache, Pixels
+from sdbuild.data import masks, views
+from sdbuild.data.pixelcache import CACHE_NAME, PixelCache, Pixels
 from sdbuild.data.placing import Findings, hold_out, place
 from sdbuild.data.records import ImageRecord
 from sdbuild.plan.model import Step
@@ -47,7 +47,7 @@ class Expected:
 
 def expected(oracle: Oracle, images: Step) -> Expected | None:
     """What an images step will list; None where a dataset has to be brought back before one can tell."""
-    cache = PixelCache(oracle.project.items / pixelcache.CACHE_NAME)
+    cache = PixelCache(oracle.project.items / CACHE_NAME)
     known: list[tuple[int, str, Pixels]] = []
     new: dict[str, ImageRecord] = {}
     for index, dataset in enumerate(images.spec["datasets"]):
