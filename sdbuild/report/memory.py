@@ -118,7 +118,8 @@ def _file(found: Mapping[str, Any]) -> Iterator[str]:
         targets = about.get("targets")
         said = targets if isinstance(targets, str) else ", ".join(targets or ())
         text = " and text encoders" if "text" in about.get("sides", ()) else ""
-        yield f"{name}: {sizes[name] / 2**20:,.1f} MiB{form}" + (f", for targets {said}{text}" if said else "")
+        size = f"{sizes[name] / 2**20:,.1f} MiB" if sizes[name] >= 2**20 else f"{sizes[name] / 2**10:.0f} KiB"
+        yield f"{name}: {size}{form}" + (f", for targets {said}{text}" if said else "")
 
 
 def measured(found: Mapping[str, Any]) -> Iterator[str]:
