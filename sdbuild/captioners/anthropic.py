@@ -73,6 +73,11 @@ class Claude:
             counts = found.request_counts
             return found.processing_status == "ended", counts.succeeded + counts.errored
 
+    def cancel(self, batch: str) -> None:
+        """See `contract.Provider`."""
+        with self._faults():
+            self._client.messages.batches.cancel(batch)
+
     def results(self, batch: str) -> Iterator[tuple[str, Reply | AskError]]:
         """See `contract.Provider`."""
         with self._faults():

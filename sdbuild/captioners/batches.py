@@ -1,7 +1,7 @@
 """Asking through a provider's batch interface: half the price, answers within a day.
 
 A batch is noted beside the answers before it is waited for. A later build, of whatever recipe, collects what is under
-way before it asks for anything.
+way before it asks for anything; one that asks without batches cancels it, and asks for what it did not answer.
 """
 
 from __future__ import annotations
@@ -54,6 +54,20 @@ class Batches:
         for key, question in left.items():
             self._desk.fail(question, reasons.get(key, "the batch has no answer for it"))
 
+    def call_back(self, questions: Sequence[Question]) -> list[Question]:
+        """Cancel the batches of earlier builds that hold some questions; what they did not answer."""
+        left = {question.key: question for question in questions}
+        for note, keys in self._under_way(left):
+            self._desk.warn(f"calling back batch {note.stem}, which has {len(keys)} of the pictures")
+            self._cancel(_id(note))
+            self._collect(note, left)
+        return list(left.values())
+
+    def _cancel(self, batch: str) -> None:
+        with contextlib.suppress(AskError):  # it may have ended, or be gone, which collecting it finds out
+            if not self._provider.progress(batch)[0]:
+                self._provider.cancel(batch)
+
     def _under_way(self, wanted: Mapping[str, Question]) -> Iterator[tuple[Path, list[str]]]:
         """Batches of earlier builds that hold some questions."""
         for note in sorted(self._notes.glob(f"{self._provider.name}.*.json")):
@@ -90,7 +104,7 @@ class Batches:
 
     def _collect(self, note: Path, left: dict[str, Question]) -> dict[str, str]:
         """Wait for a batch and take its answers, those that nobody wants now too; why some questions have none."""
-        batch: str = json.loads(note.read_bytes())["id"]
+        batch = _id(note)
         try:
             answers = self._answers(batch)
         except AskError as error:
@@ -146,3 +160,7 @@ class Batches:
                 if attempt >= self._settings["attempts"]:
                     raise AskError(str(error), "stop") from None
                 time.sleep(error.wait if error.wait is not None else min(30.0, 0.5 * 2 ** (attempt - 1)))
+
+
+def _id(note: Path) -> str:
+    return str(json.loads(note.read_bytes())["id"])

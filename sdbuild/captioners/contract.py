@@ -124,6 +124,9 @@ class Provider(Protocol):
     def progress(self, batch: str) -> tuple[bool, int]:
         """Whether a batch has ended, and how many of its requests are done."""
 
+    def cancel(self, batch: str) -> None:
+        """Ask for no more of a batch; it ends with what was answered till then."""
+
     def results(self, batch: str) -> Iterator[tuple[str, Reply | AskError]]:
         """Answers of a batch that has ended, by the keys of its requests."""
 

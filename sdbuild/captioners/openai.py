@@ -88,6 +88,11 @@ class ChatCompletions:
             ended = found.status in ("completed", "failed", "expired", "cancelled")
             return ended, 0 if counts is None else counts.completed + counts.failed
 
+    def cancel(self, batch: str) -> None:
+        """See `contract.Provider`."""
+        with self._faults():
+            self._client.batches.cancel(batch)
+
     def results(self, batch: str) -> Iterator[tuple[str, Reply | AskError]]:
         """See `contract.Provider`."""
         with self._faults():

@@ -37,11 +37,12 @@ class Hosted:
 
     def answer(self, questions: Sequence[Question], desk: Desk) -> None:
         """See `contract.Captioner`."""
+        batches = Batches(self.provider, self.settings, self.store, desk)
         try:
             if self.settings["batch"]:
-                Batches(self.provider, self.settings, self.store, desk).run(questions)
+                batches.run(questions)
             else:
-                Asking(self.provider, self.settings, desk).run(questions)
+                Asking(self.provider, self.settings, desk).run(batches.call_back(questions))
         finally:
             self.provider.close()
 

@@ -60,6 +60,8 @@ class Speaker:
     """The same for requests in batches."""
     refuses_batches: bool = False
     """Whether batches of OpenAI end without having been tried."""
+    before_cancel: int = 1
+    """Requests of a batch that are answered when it is cancelled."""
     patience: int = 1
     """How often a batch is looked at before it ends."""
     asked: list[Asked] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Speaker:
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     looks: Counter[str] = field(default_factory=Counter)
+    cancelled: set[str] = field(default_factory=set)
     at_once: int = 0
     most_at_once: int = 0
     url: str = ""
@@ -80,11 +83,13 @@ class Speaker:
         app.router.add_post("/v1/messages/batches", self.create_message_batch)
         app.router.add_get("/v1/messages/batches/{id}", self.message_batch)
         app.router.add_get("/v1/messages/batches/{id}/results", self.message_results)
+        app.router.add_post("/v1/messages/batches/{id}/cancel", self.cancel_message_batch)
         app.router.add_post("/v1/chat/completions", self.completions)
         app.router.add_post("/v1/files", self.upload)
         app.router.add_get("/v1/files/{id}/content", self.content)
         app.router.add_post("/v1/batches", self.create_batch)
         app.router.add_get("/v1/batches/{id}", self.batch)
+        app.router.add_post("/v1/batches/{id}/cancel", self.cancel_batch)
         return app
 
     @web.middleware
@@ -170,8 +175,12 @@ class Speaker:
         name = request.match_info["id"]
         if name not in self.batches:
             return web.json_response(wrapped(404, "no such batch"), status=404)
-        self.looks[name] += 1
-        return web.json_response(self._message_batch(name, ended=self.looks[name] > self.patience))
+        return web.json_response(self._message_batch(name, ended=self._has_ended(name)))
+
+    async def cancel_message_batch(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        self.cancelled.add(name)
+        return web.json_response({**self._message_batch(name, ended=False), "processing_status": "canceling"})
 
     def _message_batch(self, name: str, *, ended: bool) -> dict[str, Any]:
         count = len(self.batches[name])
@@ -188,7 +197,10 @@ class Speaker:
 
     async def message_results(self, request: web.Request) -> web.Response:
         lines = []
-        for key, params in self.batches[request.match_info["id"]].items():
+        for key, params, cancelled in self._rows(request.match_info["id"]):
+            if cancelled:
+                lines.append(json.dumps({"custom_id": key, "result": {"type": "canceled"}}))
+                continue
             asked, fault = self._batched(asked_of_claude(params))
             result: dict[str, Any] = {"type": "succeeded", "message": message(self.say(asked), fault)}
             if fault.isdigit():
@@ -199,6 +211,15 @@ class Speaker:
                 self.paid[asked.picture, asked.prompt] += 1
             lines.append(json.dumps({"custom_id": key, "result": result}))
         return web.Response(text="\n".join(reversed(lines)) + "\n", content_type="application/x-jsonl")
+
+    def _rows(self, name: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
+        """Requests of a batch by key, and whether it was cancelled before them."""
+        for index, (key, params) in enumerate(self.batches[name].items()):
+            yield key, params, name in self.cancelled and index >= self.before_cancel
+
+    def _has_ended(self, name: str) -> bool:
+        self.looks[name] += 1
+        return self.looks[name] > self.patience or name in self.cancelled
 
     def _batched(self, asked: Asked) -> tuple[Asked, str]:
         self.asked.append(asked)
@@ -233,17 +254,24 @@ class Speaker:
         if self.refuses_batches:
             errors = {"object": "list", "data": [{"code": "x", "message": "the file is too large"}]}
             return web.json_response({**self._batch(name, "failed"), "errors": errors})
-        self.looks[name] += 1
-        if self.looks[name] <= self.patience:
+        if not self._has_ended(name):
             return web.json_response(self._batch(name, "in_progress"))
         if f"{name}-out" not in self.files:
             self._complete(name)
-        return web.json_response(self._batch(name, "completed"))
+        return web.json_response(self._batch(name, "cancelled" if name in self.cancelled else "completed"))
+
+    async def cancel_batch(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        self.cancelled.add(name)
+        return web.json_response(self._batch(name, "cancelling"))
 
     def _complete(self, name: str) -> None:
         good: list[dict[str, Any]] = []
         bad: list[dict[str, Any]] = []
-        for key, body in self.batches[name].items():
+        for key, body, cancelled in self._rows(name):
+            if cancelled:
+                bad.append({"custom_id": key, "response": None, "error": {"code": "batch_cancelled", "message": ""}})
+                continue
             asked, fault = self._batched(asked_of_chat(body))
             if fault == "expired":
                 bad.append({"custom_id": key, "response": None, "error": {"code": "batch_expired", "message": "late"}})
@@ -272,7 +300,7 @@ class Speaker:
             "created_at": 1,
             "status": status,
             "request_counts": {"total": count, "completed": count, "failed": 0},
-            **(files if status == "completed" else {}),
+            **(files if status in ("completed", "cancelled") else {}),
         }
 
 

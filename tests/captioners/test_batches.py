@@ -86,6 +86,32 @@ def test_a_batch_is_gone_on_with(
 
 
 @BOTH
+@pytest.mark.parametrize("answered", [1, 4])
+def test_without_batches_one_is_called_back_and_what_it_answered_is_not_asked_again(
+    asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch, answered: int
+) -> None:
+    begin(asking, model, monkeypatch)
+    server.patience, server.before_cancel = 9, answered
+    assert asking.run(**model).computed == 4
+    assert server.cancelled == set(server.batches)
+    assert set(server.paid.values()) == {1}
+    assert len(server.asked) == len(server.paid) == 4
+    assert any("calling back batch" in warning for warning in asking.warnings)
+    assert not notes(asking)
+
+
+@BOTH
+def test_a_batch_that_has_ended_is_taken_and_not_cancelled(
+    asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(asking, model, monkeypatch)
+    server.patience = 0
+    assert asking.run(**model).computed == 4
+    assert not server.cancelled
+    assert len(server.asked) == len(server.paid) == 4
+
+
+@BOTH
 def test_a_batch_that_is_gone_is_asked_for_again(
     asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
