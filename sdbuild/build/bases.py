@@ -18,8 +18,8 @@ from sdbuild.recipe.names import group_of
 
 def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
     """What is wrong with a base that is on this machine, and with what the recipe wants of it."""
-    if not is_built(base, project):
-        return []
+    if any(not (project / dep.path).exists() for dep in base.deps):
+        return []  # another recipe builds it first
     try:
         folder = sources.find(base, project)
     except DataError as error:
@@ -44,11 +44,6 @@ def in_recipe(name: str, problems: Iterable[Problem]) -> list[Problem]:
     """Problems with the file of a recipe or variant, where they are of one of its fields."""
     place = f"recipes/{group_of(name)}.yaml"
     return [replace(problem, file=place) if problem.field else problem for problem in problems]
-
-
-def is_built(base: Base, project: Path) -> bool:
-    """Whether a base is there as far as other recipes build it first."""
-    return all((project / dep.path).exists() for dep in base.deps)
 
 
 def _sides(recipe: Recipe, folder: Path) -> Iterable[Problem]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdbuild.build.bases import is_built, misfits
+from sdbuild.build.bases import misfits
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.compiled import Compiled
 from sdbuild.build.lockfile import Entry, LockFile
@@ -256,9 +256,12 @@ class Engine:
         return [f"recipes/{chosen.group}.yaml: {word}" for word in missing(chosen)]
 
     def _fit(self, step: Step) -> None:
-        """Make sure that a recipe goes with its base before the first of its steps runs."""
+        """Make sure that a recipe goes with its base before the first of its steps runs.
+
+        A base that another recipe builds is in order when a step reads it, and may be old or damaged before.
+        """
         with self._mutex:
-            if step.recipe in self._fits or not is_built(step.base, self.project.root):
+            if step.recipe in self._fits or (step.base.deps and "base" not in step.views):
                 return
             if wrong := misfits(self.recipes[step.recipe], step.base, self.project.root):
                 raise RecipeError(wrong)
