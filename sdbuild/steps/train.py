@@ -37,7 +37,7 @@ from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
 from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Stored
 from sdbuild.training.guard import nothing_of
-from sdbuild.training.inputs import data_digest, read_examples, read_texts, sampler_of
+from sdbuild.training.inputs import data_digest, places_of, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
 from sdbuild.training.machine import forget_peak, given_back, peak
 from sdbuild.training.noise import Colour
@@ -126,6 +126,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
             share=processes.share,
             base_conditions=as_the_base(parts["conditions"], model.adapter),
+            places=places_of(context.previous / "images.jsonl"),
             **parts,
         )
         losses_of = _losses(model, objective, precision, device)

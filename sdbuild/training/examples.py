@@ -45,10 +45,9 @@ class Example:
     kept: bool = False
     """What is to be predicted is what the base predicts."""
 
-    @property
-    def name(self) -> str:
-        """What to call it in a message."""
-        return f"{self.text!r} ({self.digest[:12]})"
+    def called(self, place: str | None) -> str:
+        """What to call it in a message: by its caption and where its picture lies, or else by the digest."""
+        return f"{self.text!r} ({place or self.digest[:12]})"
 
     def text_at(self, seed: int, step: int, key: str) -> str:
         """Return what it is seen with in a step, as the record `key` of its batch."""
@@ -167,6 +166,8 @@ class Batches:
     """Start and end, of so many records, of those that this process computes; all of them without it."""
     base_conditions: Conditions | None = None
     """As the base has them, for records whose target is its prediction."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where pictures lie, by digest, for messages."""
 
     def __call__(self, step: int) -> Iterator[Batch]:
         """Yield this process's share of the step's records, `size` of one kind at a time, in the order chosen."""
@@ -226,7 +227,7 @@ class Batches:
 
     def names(self, step: int) -> list[str]:
         """Return what to call a step's records in a message."""
-        return [example.name for example in self.choose(step)]
+        return [example.called(self.places.get(example.digest)) for example in self.choose(step)]
 
 
 def _weights(examples: Sequence[Example], device: torch.device) -> Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.data.items import ShardReader
-from sdbuild.data.records import CaptionRecord
+from sdbuild.data.records import CaptionRecord, read_images
 from sdbuild.data.sampler import Sampler
 from sdbuild.data.shares import WeightedSampler
 from sdbuild.data.tags import texts_of
@@ -113,6 +113,14 @@ def pictures(examples: Iterable[Example]) -> int:
 def read_texts(text: Path) -> dict[str, str]:
     """Return the item key of each caption that the text step encoded."""
     return {row["text"]: row["key"] for row in _rows(text)}
+
+
+def places_of(images: Path) -> dict[str, str]:
+    """Return where pictures lie, by digest, from an `images.jsonl`; nothing where there is none.
+
+    Training does not depend on it: a picture that was renamed is the same one.
+    """
+    return {row.digest: row.path for row in read_images(images)} if images.is_file() else {}
 
 
 def data_digest(captions: Sequence[CaptionRecord], folders: Sequence[Path]) -> str:
