@@ -140,7 +140,7 @@ def arguments(case: Case, noisy: Tensor, timesteps: Tensor, seen: Mapping[str, T
         hidden = torch.nn.functional.pad(seen["hidden"], (0, 72 - 64))
         behind = seen.get("t5", torch.zeros(2, 256, 72))
         hidden = torch.cat([hidden, behind.to(hidden.dtype)], dim=-2)
-        sigmas = (timesteps + 1).to(noisy.dtype)
+        sigmas = (timesteps + 1).float()  # as schedulers have them, in half formats too
         pooled = {"pooled_projections": seen["pooled"]}
         return {"hidden_states": noisy, "timestep": sigmas, "encoder_hidden_states": hidden, **pooled}
     found: dict[str, Any] = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": seen["hidden"]}
