@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ from sdbuild.errors import RemoteError, StepError, UsageError
 from sdbuild.plan.model import Step
 
 Answer = TypeVar("Answer")
+
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9_-]{22}\.tmp")
+"""Names that DVC gives to files that are not whole."""
 
 
 class History:
@@ -66,6 +70,7 @@ class History:
                     self._download(outs)
                 if not stage.outs_cached():
                     return False
+                _sweep(self._project.root / step.folder)
                 stage.checkout(force=True)
             except (DvcException, OSError):
                 return False
@@ -277,6 +282,13 @@ def _drop_torn(locks: Path) -> None:
         return
     except ValueError:
         locks.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files that a killed checkout left among the outs; the repository's lock is held."""
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _hush() -> None:

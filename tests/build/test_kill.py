@@ -84,6 +84,15 @@ def test_killed_while_dvc_wrote_its_list_of_locks(built: Work, left: bytes) -> N
     assert "up to date" in built.dvc("status").out
 
 
+def test_killed_while_dvc_brought_something_back(built: Work) -> None:
+    shutil.rmtree(built.root / "build/cat/samples")
+    left = built.write("build/cat/.fo5ED8NDnwPBJXZPuP4Rtg.tmp", b"half")
+    own = built.write("build/cat/.notes.tmp", b"of the user")
+    assert "restored without running: cat:samples" in built.doit().out
+    assert not left.exists()
+    assert own.exists()
+
+
 def test_interrupted_build_says_so_and_goes_on(work: Work, undisturbed: dict[str, str]) -> None:
     work.recipe(train={"steps": 4, "batch": 2})
     process = start(work)
