@@ -41,9 +41,9 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
 
 
 def in_recipe(name: str, problems: Iterable[Problem]) -> list[Problem]:
-    """Problems with the file of a recipe or variant, where they are of one of its fields."""
+    """Problems with the file of a recipe or variant, where they are of one of its fields and name no other file."""
     place = f"recipes/{group_of(name)}.yaml"
-    return [replace(problem, file=place) if problem.field else problem for problem in problems]
+    return [replace(problem, file=place) if problem.field and not problem.file else problem for problem in problems]
 
 
 def _sides(recipe: Recipe, folder: Path) -> Iterable[Problem]:

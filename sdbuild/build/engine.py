@@ -161,7 +161,7 @@ class Engine:
 
     def _bring_base(self, step: Step) -> bool:
         """Bring a base that another recipe has built, if the step reads one."""
-        if "base" not in step.views or not step.base.deps:
+        if not step.built_base:
             return False
         self.compiled.bring_base(step.recipe, self.console.say)
         self.oracle.forget()
@@ -261,7 +261,7 @@ class Engine:
         A base that another recipe builds is in order when a step reads it, and may be old or damaged before.
         """
         with self._mutex:
-            if step.recipe in self._fits or (step.base.deps and "base" not in step.views):
+            if step.recipe in self._fits or (step.base.deps and not step.built_base):
                 return
             if wrong := misfits(self.recipes[step.recipe], step.base, self.project.root):
                 raise RecipeError(wrong)

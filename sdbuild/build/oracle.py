@@ -172,7 +172,7 @@ class Oracle:
         """Digests of what a step reads, and the inputs that have to be brought back to know them."""
         found: dict[str, str] = {}
         for view in step.views:
-            is_input = view != "base" or bool(step.base.deps)
+            is_input = view != "base" or bool(step.built_base)
             if is_input and not viewed_changed and view in recorded:
                 found[view] = recorded[view]
                 continue

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from doit.action import BaseAction
 from doit.exceptions import TaskError, TaskFailed
 from doit.reporter import ConsoleReporter
 
+from sdbuild.build.bases import in_recipe
 from sdbuild.build.engine import Engine
 from sdbuild.build.oracle import Verdict
 from sdbuild.build.project import Project
@@ -25,7 +25,6 @@ from sdbuild.errors import InputError, SdbuildError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_project, recipe_files
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.names import group_of
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -76,9 +75,7 @@ class Build(BaseAction):  # type: ignore[misc]
         try:
             self._engine.build(self._step.name, forced=self._fresh.is_fresh)
         except InputError as error:
-            own = f"recipes/{group_of(self._step.recipe)}.yaml"
-            told = (replace(each, file=own) if each.field and not each.file else each for each in error.problems)
-            return TaskError("\n".join(map(str, told)))
+            return TaskError("\n".join(map(str, in_recipe(self._step.recipe, error.problems))))
         except SdbuildError as error:
             return TaskFailed(str(error))
         except KeyboardInterrupt as error:

@@ -88,7 +88,7 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
     from sdbuild.families import sources
 
     step = read_step(project, name)
-    if "base" in step.views and step.base.deps:  # DVC has just built it
+    if step.built_base:  # DVC has just built it
         sources.bring(step.base, project.root)
     stat = StatCache(project.root, project.stat_cache)
     reads = Reads(project, stat).all(step)

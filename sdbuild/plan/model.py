@@ -66,6 +66,11 @@ class Step:
         return f"{dvc_name(self.recipe)}-{self.kind}"
 
     @property
+    def built_base(self) -> tuple[Dep, ...]:
+        """Outs of other recipes that the base is taken from, if the step reads it."""
+        return self.base.deps if "base" in self.views else ()
+
+    @property
     def command(self) -> str:
         """What DVC runs to build the step; doit runs the same worker."""
         return f"sdbuild step {self.name}"
