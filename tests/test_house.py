@@ -14,10 +14,11 @@ from tests.conftest import Work, environment
 
 PACKAGE = Path(__file__).parent.parent / "sdbuild"
 
-LIGHT = {"errors"}
+LIGHT = {"errors", "storage"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "console": set(),
+    "storage": {"errors"},
+    "console": LIGHT,
     "recipe": LIGHT | {"methods"},
     "plan": LIGHT | {"recipe", "methods"},
     "data": LIGHT | {"recipe"},
