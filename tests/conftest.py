@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import warm
 from tests.tiny import make_pictures, make_pipeline
 
 BIN = Path(sys.executable).parent
@@ -57,9 +57,7 @@ class Work:
         self.root = root
 
     def run(self, *command: str, code: int | None = 0, env: Mapping[str, str] | None = None) -> Result:
-        done = subprocess.run(
-            command, cwd=self.root, env=environment(env), capture_output=True, text=True, check=False, timeout=300
-        )
+        done = warm.run(command, cwd=self.root, env=environment(env), timeout=300)
         result = Result(done.returncode, done.stdout, done.stderr)
         if code is not None:
             assert result.code == code, f"{command} ended with {result.code}:\n{result.text}"
