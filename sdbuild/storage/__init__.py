@@ -1,1 +1,1 @@
-"""What every room does with files: paths that stay inside, headers, atomic writes. Imports nothing of sdbuild but errors."""
+"""What every room does with files: paths that stay inside, headers, atomic writes. Imports only `errors`."""
