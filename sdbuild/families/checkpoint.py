@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sdbuild import families
-from sdbuild.families.contract import Component
+from sdbuild.families.contract import Component, PredictionType
 from sdbuild.families.convert import fitted
 from sdbuild.families.networks import load_network
 
@@ -38,6 +38,16 @@ def whole_checkpoint(folder: Path, networks: Mapping[Component, nn.Module], dtyp
         written = authors.write(state, prefix, network)
         found |= {key: _narrowed(tensor, dtype).contiguous() for key, tensor in written.items()}
     return found
+
+
+def marks(prediction_type: PredictionType, *, zero_terminal_snr: bool) -> dict[str, Tensor]:
+    """Return the tensors, without numbers, by which ComfyUI and others tell a checkpoint that predicts v.
+
+    ComfyUI looks for them in `SDXL.model_type` (`comfy/supported_models.py`) and writes them so.
+    """
+    if prediction_type != "v_prediction":
+        return {}
+    return {"v_pred": torch.zeros(0)} | ({"ztsnr": torch.zeros(0)} if zero_terminal_snr else {})
 
 
 def read_networks(

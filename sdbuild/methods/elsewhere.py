@@ -16,7 +16,7 @@ from sdbuild.methods.loha.maths import cored, product, product_of_cores
 from sdbuild.methods.lokr.maths import kronecker
 from sdbuild.methods.oft.maths import cayley, turn
 from sdbuild.methods.spec import Layered, Size
-from sdbuild.methods.targets import select
+from sdbuild.methods.targets import all_layers
 
 Part = Mapping[str, Tensor]
 """What a file has of one layer, by the ends of names."""
@@ -32,7 +32,7 @@ def parts_of(file: Mapping[str, Tensor], modules: Mapping[Component, nn.Module],
     """Sort a file's tensors by the layers of networks; None where some are of no layer, or named in another way."""
     layers = {
         (component, path.removeprefix(TEXT_ROOT)): (component, path)
-        for component, paths in select(modules, ["*"]).items()
+        for component, paths in all_layers(modules).items()
         for path in paths
     }
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sdbuild.families.contract import Component, KeyMap
 from sdbuild.methods.lora.adapter import DIFFUSERS_FILE, named
+from sdbuild.methods.spec import UNREAD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class Extracted:
     kept: float = 0.0
     """How much of it the LoRA has."""
     outside: float = 0.0
-    """Energy of the difference in all else: norms, biases, embeddings."""
+    """Energy of the difference in all else: norms, biases, embeddings, text projections."""
     least: tuple[str, float] = ("", 1.0)
     """The layer of which the smallest share is kept, and that share."""
 
@@ -116,7 +117,9 @@ def extract(
     found = Extracted()
     for component, network in base.items():
         adapted = {
-            f"{path}.weight" for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+            f"{path}.weight"
+            for path, module in network.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and path != UNREAD
         }
         for name, own in network.state_dict().items():
             other = trained[component][name]

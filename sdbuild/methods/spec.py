@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import sqrt
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -116,12 +117,23 @@ class MethodSpec(Spec):
         """LoRA that is made from the result, if that is asked for."""
         return None
 
+    @property
+    def revised(self) -> Sequence[str]:
+        """Names of changes to what these settings make; results from before such a change are stale."""
+        return ()
+
     def stated(self) -> Mapping[str, Any]:
         """As JSON, for the specs of steps, without what a later release added and this recipe does not set."""
         said = self.model_dump(mode="json", by_alias=True)
         chosen = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         found = {name: value for name, value in said.items() if name in chosen or name in self.always or name == "kind"}
+        found |= {"revised": [*self.revised]} if self.revised else {}
         return found | ({} if self.preserved is None else {"prior": self.preserved.taught()})
+
+    @classmethod
+    def completed(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Undo `stated`: add what earlier releases did where a step's section does not say it."""
+        return {name: value for name, value in section.items() if name != "revised"}
 
 
 class Extract(Spec):
@@ -180,6 +192,22 @@ class Layered(MethodSpec):
     def sides(self) -> frozenset[Side]:
         """The denoiser, and the text encoders where that is set."""
         return frozenset({"denoiser", "text"} if self.text_encoder else {"denoiser"})
+
+    @property
+    def revised(self) -> Sequence[str]:
+        """Text projections were once among the targets."""
+        targets = self.targets
+        took = targets == "all-linear" if isinstance(targets, str) else any(map(is_unread, targets))
+        return ("text_projection",) if self.text_encoder and took else ()
+
+
+UNREAD = "text_projection"
+"""A layer of text encoders that most programs take no adapter for: one on it would act in training alone."""
+
+
+def is_unread(pattern: str) -> bool:
+    """Tell whether a pattern of modules fits that layer."""
+    return fnmatchcase(UNREAD, pattern)
 
 
 Rank = Annotated[int, Field(ge=1, le=4096)]

@@ -11,6 +11,7 @@ from torch import nn
 
 from sdbuild.errors import Problem, RecipeError
 from sdbuild.families.contract import Component
+from sdbuild.methods.spec import UNREAD, is_unread
 
 ATTENTION = frozenset({"attn", "attn1", "attn2", "self_attn"})
 """Names of attention in diffusers and transformers."""
@@ -61,15 +62,30 @@ PRESETS: Mapping[str, Callable[[str, nn.Module], bool]] = {
 """By the recipe's `method.targets`."""
 
 
+UNREAD_TOLD = (
+    f"{UNREAD} takes no adapter: A1111, InvokeAI, kohya's scripts and diffusers read none for it; remove it, or train "
+    "it with full or partial"
+)
+
+
+def all_layers(modules: Mapping[Component, nn.Module]) -> dict[Component, dict[str, nn.Module]]:
+    """Linear layers and convolutions of each network, in its order, by their paths."""
+    return {component: dict(_adaptable(network)) for component, network in modules.items()}
+
+
 def select(modules: Mapping[Component, nn.Module], targets: str | Sequence[str]) -> dict[Component, list[str]]:
     """Return the paths of the modules to adapt, in each network's order.
 
-    A pattern is a path or the end of one, with ``*`` for any letters: ``to_q``, ``up_blocks.*.to_k``.
+    A pattern is a path or the end of one, with ``*`` for any letters: ``to_q``, ``up_blocks.*.to_k``. Text projections
+    are left out: see `spec.UNREAD`.
 
     Raises:
         RecipeError: a pattern, or a preset, matches no linear layer and no convolution.
     """
-    adaptable = {component: dict(_adaptable(network)) for component, network in modules.items()}
+    adaptable = {
+        component: {path: layer for path, layer in layers.items() if path != UNREAD}
+        for component, layers in all_layers(modules).items()
+    }
     if isinstance(targets, str):
         matches = PRESETS[targets]
         chosen = {
@@ -82,7 +98,7 @@ def select(modules: Mapping[Component, nn.Module], targets: str | Sequence[str])
         return chosen
     known = [path for paths in adaptable.values() for path in paths]
     problems = [
-        Problem(field="method.targets", message=_unmatched(pattern, known))
+        Problem(field="method.targets", message=UNREAD_TOLD if is_unread(pattern) else _unmatched(pattern, known))
         for pattern in targets
         if not any(matches_pattern(path, pattern) for path in known)
     ]

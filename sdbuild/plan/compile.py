@@ -250,7 +250,12 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
     if method.extracted is not None:
         yield step(
             "extract",
-            {"name": name, "sides": sorted(method.sides), "rank": method.extracted.rank},
+            {
+                "name": name,
+                "sides": sorted(method.sides),
+                "rank": method.extracted.rank,
+                **({"revised": ["text_projection"]} if trains_text else {}),
+            },
             deps=(Dep(path=f"{folder}/adapter"),),
             outs=(Out(path=f"{folder}/extracted"), Out(path=f"{folder}/extract.json", kind="metric")),
             views=("base",),

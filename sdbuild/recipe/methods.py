@@ -22,12 +22,14 @@ else:
     Method = Annotated[Union[SPECS], Field(discriminator="kind")]  # noqa: UP007  # made of a tuple
 
 _METHOD: TypeAdapter[MethodSpec] = TypeAdapter(Method)
+_BY_KIND: Mapping[Any, type[MethodSpec]] = {spec.model_fields["kind"].default: spec for spec in SPECS}
 
 
 def method_of(section: Mapping[str, Any]) -> MethodSpec:
-    """Read a recipe's or a step's section `method` again.
+    """Read a resolved recipe's or a step's section `method` again, also one that an earlier release has written.
 
     Raises:
         ValidationError: it is not a method that is known here.
     """
-    return _METHOD.validate_python(section)
+    spec = _BY_KIND.get(section.get("kind"))
+    return _METHOD.validate_python(section if spec is None else spec.completed(section))

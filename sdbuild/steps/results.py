@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.data.records import CaptionRecord
-from sdbuild.families.contract import Family, PredictionType
+from sdbuild.families.checkpoint import marks
+from sdbuild.families.contract import Family, NoiseSchedule, PredictionType
 from sdbuild.methods.contract import Adapter, Pickled
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
@@ -19,6 +20,9 @@ from sdbuild.training import metadata
 from sdbuild.training.examples import Example
 from sdbuild.training.inputs import pictures
 from sdbuild.training.state import TrainingState
+
+NO_SIGNAL = 1e-6
+"""Share of signal below which there is none; schedules that keep some keep a thousand times that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +65,12 @@ def write_adapter(
     resolution = f"{shape[-1] * family.vae_factor}x{shape[-2] * family.vae_factor}"
     name = name or spec["name"]
     made = {**spec, "train": deciding(spec["train"])}
+    method = method_of(spec["method"])
     header = {
         "format": "pt",
         **metadata.modelspec(
             family,
-            kind=method_of(spec["method"]).modelspec,
+            kind=method.modelspec,
             name=name,
             prediction_type=prediction_type,
             resolution=resolution,
@@ -75,9 +80,19 @@ def write_adapter(
         **metadata.lineage(made, data=data.digest, pictures=pictures(data.examples), holdout=pictures(data.holdout)),
         **({} if step is None else {"ss_steps": str(step), "sdbuild.step": str(step)}),
     }
-    metadata.write_files(folder, adapter.export(family.key_map, name), header)
+    files = adapter.export(family.key_map, name)
+    if method.trains_base:
+        files[f"{name}.safetensors"] |= marks(prediction_type, zero_terminal_snr=_ends_in_noise(spec, family))
+    metadata.write_files(folder, files, header)
     if isinstance(adapter, Pickled):
         metadata.write_pickles(folder, adapter.pickled(name))
+
+
+def _ends_in_noise(spec: Mapping[str, Any], family: Family) -> bool:
+    """Whether the last timestep is noise alone, as the base has it or as it was trained."""
+    schedule = family.noise_schedule()
+    by_itself = isinstance(schedule, NoiseSchedule) and float(schedule.alphas_cumprod[-1]) < NO_SIGNAL
+    return by_itself or bool(spec["train"]["noise"]["zero_terminal_snr"])
 
 
 def validate(state: TrainingState, measure: Callable[[], float]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def lokr(part: Part, weight: Tensor) -> Tensor:
     first, second = factors
     if second.dim() == 4:
         first = first[:, :, None, None]
-    return weight + _scale(part, rank) * torch.kron(first, second.contiguous()).reshape(weight.shape)
+    return weight + _scale(part, rank) * torch.kron(first, second).reshape(weight.shape)
 
 
 def glora(part: Part, weight: Tensor) -> Tensor:

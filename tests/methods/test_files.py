@@ -30,7 +30,7 @@ ENDS = {
     "lokr": {"lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha"},
     "lokr full": {"lokr_w1", "lokr_w2", "alpha"},
     "lokr both": {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "alpha"},
-    "lokr cores": {"lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha"},
+    "lokr cores": {"lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha"},
     "glora": {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha", "diff_b"},
     "glora text": {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"},
     "oft": {"oft_blocks", "alpha"},

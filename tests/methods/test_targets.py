@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from torch import nn
 
 from sdbuild.errors import RecipeError
+from sdbuild.families.contract import Component
 from sdbuild.methods.targets import matches_pattern, select
+from sdbuild.recipe.methods import method_of
 
 
 class Attention(nn.Module):
@@ -57,3 +62,30 @@ def test_a_pattern_is_a_path_or_its_end() -> None:
     assert matches_pattern("a.b.to_q", "to_q")
     assert matches_pattern("a.b.to_q", "b.to_q")
     assert not matches_pattern("a.b.into_q", "to_q")
+
+
+def test_text_projections_are_left_out() -> None:
+    """Most programs take no adapter for them, and one that acts in training alone would mislead."""
+    text = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(2, 2)}), "text_projection": nn.Linear(2, 2)})
+    modules: Mapping[Component, nn.Module] = {"unet": network(), "text_encoder_2": text}
+    for targets in ("all-linear", ["*"], ["*proj*"]):
+        assert select(modules, targets)["text_encoder_2"] == ["self_attn.q_proj"]
+    with pytest.raises(RecipeError, match=r"method.targets: text_projection takes no adapter: A1111, InvokeAI"):
+        select(modules, ["to_q", "text_projection"])
+
+
+def test_only_recipes_that_took_text_projections_are_built_anew() -> None:
+    def revised(**section: Any) -> Any:
+        stated = method_of({"kind": "loha", **section}).stated()
+        assert method_of(stated).stated() == stated
+        return stated.get("revised")
+
+    for targets in ("all-linear", ["*"], ["to_k", "text_*"]):
+        assert revised(targets=targets, text_encoder=True) == ["text_projection"]
+        assert revised(targets=targets) is None
+    for targets in ("default", "attention", ["to_k", "*.fc1"]):
+        assert revised(targets=targets, text_encoder=True) is None
+    lora = {"targets": "all-linear", "text_encoder": True}
+    pivotal = method_of({"kind": "pivotal", "tokens": [{"token": "<x>"}], "lora": lora}).stated()
+    assert pivotal["revised"] == ["text_projection"]
+    assert method_of(pivotal).stated() == pivotal

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdbuild import families, methods
 from sdbuild.errors import RecipeError
-from sdbuild.families.contract import Family
+from sdbuild.families.contract import Family, NoiseSchedule
 from sdbuild.families.sources import bring
 from sdbuild.methods.contract import Adapter, Networks
 from sdbuild.plan.model import Base
@@ -216,3 +216,38 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     assert header["modelspec.architecture"] == "stable-diffusion-v1"
     assert header["sdbuild.recipe"] == "tiny"
     assert sorted(path.name for path in file.parent.iterdir()) == ["tiny.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler", "train", "expected"),
+    [
+        ("sdxl", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, {"v_pred", "ztsnr"}),
+        ("sdxl", {"prediction_type": "v_prediction"}, {}, {"v_pred"}),
+        ("sdxl", {}, {"prediction": "v", "noise": {"zero_terminal_snr": True}}, {"v_pred", "ztsnr"}),
+        ("sdxl", {}, {}, set()),
+        ("sd1", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}, {"v_pred", "ztsnr"}),
+    ],
+)
+def test_a_checkpoint_says_what_it_predicts(
+    family: str, scheduler: dict[str, Any], train: dict[str, Any], expected: set[str], tmp_path: Path
+) -> None:
+    """By the tensors that ComfyUI looks for, so that it, and a second recipe, takes it as it was trained."""
+    base = make_pipeline(tmp_path / "base", family=family, scheduler=scheduler)
+    inputs = make_inputs(tmp_path / "inputs", base, text=False)
+    spec = make_spec(steps=1, **train)
+    spec["method"] = {"kind": "full", "text_encoder": True}
+    build(spec, inputs, Listener(tmp_path))
+    file = tmp_path / "out/adapter/tiny.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        assert {name for name in opened.keys() if "." not in name} == expected  # noqa: SIM118
+        assert all(opened.get_tensor(name).numel() == 0 for name in expected)
+        assert opened.metadata()["modelspec.prediction_type"] == ("v" if expected else "epsilon")
+
+    again = families.load(bring(Base(model=str(file.relative_to(tmp_path)), config="base"), tmp_path))
+    schedule = again.noise_schedule()
+    assert isinstance(schedule, NoiseSchedule)
+    assert schedule.prediction_type == ("v_prediction" if expected else "epsilon")
+    assert (float(schedule.alphas_cumprod[-1]) < 1e-6) == ("ztsnr" in expected)
+    if family == "sd1" and expected:
+        whole = diffusers.StableDiffusionPipeline.from_single_file(file, config=str(base), local_files_only=True)
+        assert_same_weights({"unet": whole.unet}, {"unet": again.load_denoiser().module})

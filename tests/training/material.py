@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sdbuild import families
 from sdbuild.data.items import ItemStore, export, item_key
 from sdbuild.data.records import CaptionRecord, write_captions, write_lines
 from sdbuild.recipe.models import Train
@@ -75,6 +76,8 @@ def make_inputs(
         key = item_key("latent", digest=digest)
         shape = shapes[index % len(shapes)]
         latents[key] = {"mean": torch.randn(shape, generator=chance), "logvar": torch.full(shape, -4.0)}
+        if families.describe(base).geometry:
+            latents[key]["geometry"] = torch.tensor([64, 64, 0, 0, 64, 64])
         if index == broken:
             latents[key]["mean"].fill_(torch.nan)
         latent_rows.append({"digest": digest, "flip": False, "key": key})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -59,6 +60,23 @@ class LokrLayer(WeightLayer):
         else:
             second = (own["lokr_w2_a"] @ own["lokr_w2_b"]).view(len(own["lokr_w2_a"]), -1, *self.kernel)
         return first * self.scale, second
+
+    def filed(self) -> dict[str, Tensor]:
+        """Multiply a core with the factor of inputs: readers of cores give `torch.kron` what it does not take."""
+        found = super().filed()
+        if "lokr_t2" in found:
+            core, outputs, inputs = (found.pop(f"lokr_{name}") for name in ("t2", "w2_a", "w2_b"))
+            found["lokr_w2_a"] = outputs.mT.contiguous()
+            found["lokr_w2_b"] = torch.einsum("ijhw,jr->irhw", core, inputs).flatten(1)
+        return found
+
+    def take(self, filed: Mapping[str, Tensor]) -> None:
+        """Read a core that was multiplied as factors without one."""
+        if "lokr_t2" in self.own and "lokr_t2" not in filed:
+            del self.lokr_t2, self.lokr_w2_a, self.lokr_w2_b
+            for name in ("lokr_w2_a", "lokr_w2_b"):
+                self.add(name, *filed[name].shape)
+        super().take(filed)
 
     def product(self) -> Tensor:
         """Return the Kronecker product."""

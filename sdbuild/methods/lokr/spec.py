@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,6 +22,11 @@ class Lokr(Ranked):
     """Whether the first factor is of low rank too."""
     decompose_convolutions: bool = False
     """Whether convolutions larger than 1×1 get a small core of their own, with factors for channels alone."""
+
+    @property
+    def revised(self) -> Sequence[str]:
+        """Cores were once in the files."""
+        return (*super().revised, *(("cores",) if self.decompose_convolutions else ()))
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """A matrix of full rank has no rank."""

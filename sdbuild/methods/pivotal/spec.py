@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -41,6 +41,11 @@ class Pivotal(Tokens):
     def rated(self) -> frozenset[Rated]:
         """The tokens' vectors, and what the LoRA is in."""
         return super().rated | self.lora.rated
+
+    @property
+    def revised(self) -> Sequence[str]:
+        """Those of the LoRA."""
+        return self.lora.revised
 
     def stated(self) -> Mapping[str, Any]:
         """Without what the LoRA's own section does not set and a later release added."""
