@@ -118,6 +118,7 @@ def test_every_way_of_seeing_is_an_item(rich: Work) -> None:
     assert (metrics["pictures"], metrics["holdout"]) == (6, 1)
 
 
+@pytest.mark.row("change the mask of one picture")
 def test_one_change_is_its_own_items_and_no_others(rich: Work) -> None:
     adapter = rich.adapter()
     trained = [row for row in rows(rich, "images.jsonl") if row["dataset"] == 0 and row["split"] == "train"]
@@ -141,6 +142,7 @@ def test_one_change_is_its_own_items_and_no_others(rich: Work) -> None:
     assert 3 <= len(texts) <= 4
 
 
+@pytest.mark.row("change `mask.minimum`, `weight` or `repeats` of a dataset")
 def test_settings_run_what_they_concern(rich: Work) -> None:
     def build(cats: dict[str, Any] | None = None, **images: Any) -> dict[str, int]:
         rich.recipe(

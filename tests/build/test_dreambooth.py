@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 import yaml
 from PIL import Image
 
@@ -26,6 +27,8 @@ def todo(work: Work) -> dict[str, tuple[int, int]]:
     return {name: (row["items"]["total"], row["items"]["todo"]) for name, row in work.plan().items()}
 
 
+@pytest.mark.row("change the prompt of `method.prior` with class pictures")
+@pytest.mark.row("ask for more class pictures")
 def test_class_pictures_are_drawn_once_and_come_back(work: Work) -> None:
     recipe(work)
     counted = todo(work)

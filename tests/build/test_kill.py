@@ -59,6 +59,8 @@ def undisturbed(built_template: Path) -> dict[str, str]:
     return checksums(Work(built_template))
 
 
+@pytest.mark.row("kill the build at any moment, then `doit`")
+@pytest.mark.row("kill the build at any moment")
 @pytest.mark.parametrize("moment", range(10))
 def test_killed_at_a_random_moment(work: Work, undisturbed: dict[str, str], moment: int) -> None:
     process = start(work)
@@ -108,6 +110,7 @@ def test_interrupted_build_says_so_and_goes_on(work: Work, undisturbed: dict[str
     assert checksums(work) == undisturbed
 
 
+@pytest.mark.row("start two builds at once")
 def test_two_builds_at_once(work: Work, undisturbed: dict[str, str]) -> None:
     first, second = start(work), start(work)
     outs = [process.communicate(timeout=120)[0] for process in (first, second)]

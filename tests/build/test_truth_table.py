@@ -55,12 +55,15 @@ def test_first_build_runs_everything(built: Work) -> None:
     assert all(step["state"] == "fresh" and step["action"] == "none" for step in plan.values())
 
 
+@pytest.mark.row("nothing; touch files; reformat or comment a recipe; move the project folder")
+@pytest.mark.row("nothing; touch files; comment a recipe; move the project")
 def test_nothing(built: Work) -> None:
     result = built.doit()
     assert result.ran == {}
     assert "everything is up to date" in result.out
 
 
+@pytest.mark.row("nothing; touch files; reformat or comment a recipe; move the project folder")
 def test_touched_files(built: Work) -> None:
     for path in built.root.rglob("*.*"):
         if ".git" not in path.parts and ".dvc" not in path.parts:
@@ -68,12 +71,14 @@ def test_touched_files(built: Work) -> None:
     assert ran(built) == {}
 
 
+@pytest.mark.row("nothing; touch files; reformat or comment a recipe; move the project folder")
 def test_reformatted_and_commented_recipe(built: Work) -> None:
     path = built.root / "recipes/cat.yaml"
     path.write_text("# a comment\n\n" + path.read_text().replace("rank: 2", "rank:   2   # small"))
     assert ran(built) == {}
 
 
+@pytest.mark.row("nothing; touch files; reformat or comment a recipe; move the project folder")
 def test_moved_project(built: Work, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "moved"
     moved.parent.mkdir()
@@ -81,6 +86,8 @@ def test_moved_project(built: Work, tmp_path: Path) -> None:
     assert ran(Work(moved)) == {}
 
 
+@pytest.mark.row("rename a picture with its caption; save it again without loss")
+@pytest.mark.row("rename a picture; save it again without loss")
 def test_renamed_picture(built: Work) -> None:
     cats = built.root / CATS
     (cats / "0001.png").rename(cats / "renamed.png")
@@ -90,6 +97,8 @@ def test_renamed_picture(built: Work) -> None:
     assert "up to date" in built.dvc("status").out
 
 
+@pytest.mark.row("rename a picture with its caption; save it again without loss")
+@pytest.mark.row("rename a picture; save it again without loss")
 def test_picture_saved_again_without_loss(built: Work) -> None:
     path = built.root / CATS / "0001.png"
     Image.open(path).save(path, compress_level=1)
@@ -97,6 +106,7 @@ def test_picture_saved_again_without_loss(built: Work) -> None:
     assert ran(built) == {}
 
 
+@pytest.mark.row("change the pixels of one picture")
 def test_changed_pixels(built: Work) -> None:
     repaint(built.root / CATS / "0001.png")
     plan = built.plan()
@@ -106,6 +116,7 @@ def test_changed_pixels(built: Work) -> None:
     assert found == {"images": 1, "captions": 1, "latents": 1, "train": 4, "samples": found["samples"]}
 
 
+@pytest.mark.row("add one picture")
 def test_added_picture(built: Work) -> None:
     add_picture(built)
     found = ran(built)
@@ -118,6 +129,7 @@ def test_added_picture(built: Work) -> None:
     assert {"train", "samples"} < set(found)
 
 
+@pytest.mark.row("delete one picture")
 def test_deleted_picture(built: Work) -> None:
     (built.root / CATS / "0002.png").unlink()
     (built.root / CATS / "0002.txt").unlink()
@@ -127,6 +139,7 @@ def test_deleted_picture(built: Work) -> None:
     assert {"train", "samples"} < set(found)
 
 
+@pytest.mark.row("edit one caption")
 def test_edited_caption(built: Work) -> None:
     (built.root / CATS / "0000.txt").write_text("a blue dog")
     plan = built.plan()
@@ -137,6 +150,8 @@ def test_edited_caption(built: Work) -> None:
     assert found == {"captions": 1, "text": 1, "train": 4, "samples": found["samples"]}
 
 
+@pytest.mark.row("change a setting under `train` or `method`")
+@pytest.mark.row("change a training setting")
 def test_changed_training_setting(built: Work) -> None:
     built.recipe(train={"learning_rate": 5e-4})
     plan = built.plan()
@@ -145,11 +160,15 @@ def test_changed_training_setting(built: Work) -> None:
     assert set(ran(built)) == {"train", "samples"}
 
 
+@pytest.mark.row("change a setting under `sample`")
+@pytest.mark.row("change a sampling setting")
 def test_changed_sampling_setting(built: Work) -> None:
     built.recipe(sample={"prompts": ["a dog"]})
     assert set(ran(built)) == {"samples"}
 
 
+@pytest.mark.row("change `images.resolution` or `images.crop`")
+@pytest.mark.row("change resolution, crop or VAE")
 @pytest.mark.parametrize("change", [{"resolution": 24}, {"crop": "top"}])
 def test_changed_resolution_or_crop(built: Work, change: dict[str, object]) -> None:
     if "crop" in change:  # the crop matters where there is something to cut off
@@ -162,6 +181,8 @@ def test_changed_resolution_or_crop(built: Work, change: dict[str, object]) -> N
     assert set(found) == {"images", "latents", "train", "samples"}
 
 
+@pytest.mark.row("change the weights of the base's VAE")
+@pytest.mark.row("change resolution, crop or VAE")
 def test_changed_vae(built: Work) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -176,6 +197,7 @@ def test_changed_vae(built: Work) -> None:
     assert set(found) == {"latents", "train", "samples"}
 
 
+@pytest.mark.row("add a second recipe on the same data")
 def test_second_recipe_on_the_same_data(built: Work) -> None:
     built.recipe("dog", train={"steps": 3})
     found = built.doit().ran
@@ -183,6 +205,7 @@ def test_second_recipe_on_the_same_data(built: Work) -> None:
     assert found["dog:latents"] == found["dog:text"] == found["dog:images"] == 0
 
 
+@pytest.mark.row("take any of these back")
 @pytest.mark.parametrize("what", ["pixels", "added", "deleted", "caption", "training", "sampling", "resolution"])
 def test_taken_back(built: Work, what: str) -> None:
     before = {path: built.read(path) for path in ("build/cat/adapter/cat.safetensors", "build/cat/samples/grid.png")}
@@ -214,6 +237,8 @@ def test_taken_back(built: Work, what: str) -> None:
     assert "up to date" in built.dvc("status").out
 
 
+@pytest.mark.row("clone the project, `dvc pull`, `doit`")
+@pytest.mark.row("clone, `dvc pull`")
 def test_clone_after_pull(built: Work, tmp_path: Path) -> None:
     clone = shared(built, tmp_path)
     clone.dvc("pull")
@@ -232,6 +257,8 @@ def test_clone_with_a_remote_fetches_what_is_wanted(built: Work, tmp_path: Path)
     assert set(clone.doit().ran) == {"cat:train", "cat:samples"}
 
 
+@pytest.mark.row("delete `build/` or parts of it")
+@pytest.mark.row("delete or damage `build/`")
 def test_deleted_build_folder(built: Work) -> None:
     before = sorted(path.relative_to(built.root) for path in (built.root / "build").rglob("*") if path.is_file())
     adapter = built.adapter()
@@ -242,6 +269,8 @@ def test_deleted_build_folder(built: Work) -> None:
     assert after == before
 
 
+@pytest.mark.row("cut an out short or edit it")
+@pytest.mark.row("delete or damage `build/`")
 @pytest.mark.parametrize(
     "path",
     [
@@ -259,6 +288,8 @@ def test_damaged_out(built: Work, path: str) -> None:
     assert built.read(path) == good
 
 
+@pytest.mark.row("cut an out short or edit it")
+@pytest.mark.row("delete or damage `build/`")
 def test_damaged_shard(built: Work) -> None:
     shard = next((built.root / "build/cat/latents").iterdir())
     good = shard.read_bytes()
@@ -267,6 +298,7 @@ def test_damaged_shard(built: Work) -> None:
     assert shard.read_bytes() == good
 
 
+@pytest.mark.row("delete `.sdbuild/`")
 def test_local_state_may_be_deleted(built: Work) -> None:
     shutil.rmtree(built.root / ".sdbuild")
     assert ran(built) == {}
