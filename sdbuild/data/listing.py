@@ -8,13 +8,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-"""Endings of files that are read as pictures, lower case."""
+PICTURES = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo", ".webp", ".bmp", ".dib", ".gif"),
+        *(".tif", ".tiff", ".avif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
+        *(".heic", ".heif", ".hif", ".jxl"),
+    }
+)
+"""Endings of files that are read as pictures, lower case; some formats need an extra, see `formats`."""
 
 SIDECARS = (".txt", ".caption")
 """Endings of caption files that lie beside their picture."""
 
-UNREAD = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".cr2", ".nef", ".arw", ".exr"})
+UNREAD = frozenset(
+    {
+        *(".psd", ".psb", ".xcf", ".kra", ".clip", ".svg", ".svgz", ".eps", ".ai", ".pdf", ".ico", ".icns", ".cur"),
+        *(".exr", ".hdr", ".pfm", ".pam", ".qoi", ".pcx", ".dds", ".jxr", ".wdp", ".bpg", ".wmf", ".emf", ".fits"),
+        *(".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf"),
+        *(".pef", ".srw", ".x3f", ".rwl", ".3fr", ".iiq", ".erf", ".kdc", ".dcr", ".mrw", ".gpr"),
+    }
+)
 """Endings of pictures in formats that are not read; worth a word, as they would be missed."""
 
 
@@ -41,6 +54,8 @@ class Listing:
     sidecars: tuple[str, ...]
     unread: tuple[str, ...]
     """Pictures in formats that are not read, and links to folders, which are not followed."""
+    others: tuple[str, ...] = ()
+    """Files of other endings, or of none."""
 
 
 def scan(folder: Path) -> Listing:
@@ -52,6 +67,7 @@ def scan(folder: Path) -> Listing:
     pictures: list[str] = []
     sidecars: list[str] = []
     unread: list[str] = []
+    others: list[str] = []
     for relative, is_file in _walk(folder):
         kind = ending(relative)
         if not is_file:
@@ -62,7 +78,10 @@ def scan(folder: Path) -> Listing:
             sidecars.append(relative)
         elif kind in UNREAD:
             unread.append(relative)
-    return Listing(pictures=tuple(sorted(pictures)), sidecars=tuple(sorted(sidecars)), unread=tuple(sorted(unread)))
+        else:
+            others.append(relative)
+    found = (tuple(sorted(paths)) for paths in (pictures, sidecars, unread, others))
+    return Listing(**dict(zip(("pictures", "sidecars", "unread", "others"), found, strict=True)))
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -1,7 +1,7 @@
 """Opening pictures: any of the usual files become 8-bit RGB in sRGB, upright, on a background.
 
 What is done, in this order: the first frame or page is decoded completely; EXIF orientation is applied; more than 8
-bits are cut to 8; embedded colour profiles other than sRGB are applied; transparency is laid over the background.
+bits are cut to 8; colours other than sRGB are brought there; transparency is laid over the background.
 Everything that cannot be opened raises `DataError` with the file's name and a remedy.
 """
 
@@ -16,21 +16,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from sdbuild.data.buckets import Fit
+from sdbuild.data.colour import HdrError, described, to_srgb
+from sdbuild.data.depths import RangeError, opacity, to_8_bits
+from sdbuild.data.formats import EXTRAS, FORMATS, UNMARKED, format_of, jxl_size, make_known
 from sdbuild.data.listing import ending
 from sdbuild.data.masks import ALPHA
+from sdbuild.data.pngfile import GREY_ALPHA, Png, read_png
 from sdbuild.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
-"""What Pillow may open (JPEG includes MPO); formats that run other programs are not among them."""
 
 MOVING = frozenset({"PNG", "WEBP", "GIF", "TIFF", "AVIF"})
 """Formats whose further frames or pages are left out with a word. Cameras' MPO holds previews: nobody misses them."""
@@ -109,15 +110,22 @@ def read_file(path: Path, name: str) -> bytes:
 
 def decode(data: bytes, *, background: str, name: str) -> Decoded:
     """Decode a picture from its file's bytes; see `open_picture`."""
+    _need_reader(data, name)
+    png = read_png(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _opened(data if png is None else png.pixels, name) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _too_large(name)
             dropped = image.format in MOVING and bool(getattr(image, "is_animated", False))
+            profiles = described(image, data, png)
             image.load()
-            rgb, alpha = _to_rgb(image, background, name)
+            rgb, alpha = _to_rgb(image, profiles, png, background)
             return Decoded(rgb, dropped, alpha)
+    except RangeError as error:
+        raise _bad(name, str(error)) from error
+    except HdrError as error:
+        raise _bad(name, f"is of high dynamic range ({error}), brighter than sRGB's white; save it in sRGB") from error
     except UnidentifiedImageError as error:
         if data.lstrip()[:1] == b"<" or _is_text(data):
             raise _bad(name, f"is text, not a picture, in spite of its {ending(name)}; replace or delete it") from error
@@ -213,15 +221,40 @@ def fit(image: Image.Image, how: Fit) -> NDArray[np.uint8]:
     return np.array(image, dtype=np.uint8)
 
 
-def _to_rgb(image: Image.Image, background: str, name: str) -> tuple[Image.Image, Image.Image | None]:
+def _need_reader(data: bytes, name: str) -> None:
+    """Make sure that formats of extras can be opened, and are not too large where opening decodes."""
+    kind = format_of(data[:256])
+    if kind not in EXTRAS:
+        return
+    lacking = make_known(kind)
+    if lacking is not None:
+        raise _bad(name, f'is {lacking.called}: pip install "sdbuild[{lacking.package}]", or save it as PNG or JPEG')
+    size = jxl_size(data) if kind == "JXL" else None
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise _too_large(name)
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    kind = format_of(data[:256])
+    kind = kind if kind in EXTRAS else UNMARKED.get(ending(name))
+    return Image.open(io.BytesIO(data), formats=FORMATS if kind is None else (*FORMATS, kind))
+
+
+def _to_rgb(
+    image: Image.Image, profiles: list[bytes], png: Png | None, background: str
+) -> tuple[Image.Image, Image.Image | None]:
     """The picture in RGB over the background, and its alpha channel unless all of it is opaque."""
-    profile: bytes | None = image.info.get("icc_profile")
-    image = _to_8_bits(_upright(image), name)
+    file, image = image, _upright(image)
     alpha = None
+    if png is not None:
+        alpha = opacity(image, png, lambda: _upright(_low_bytes(png)))
+    image = to_8_bits(image, file)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        grey = image.mode in ("LA", "La") or (png is not None and png.colour_type == GREY_ALPHA)
+        image = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
         alpha = image.getchannel("A")
-    image = _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
+        image = image.getchannel(0) if grey else image.convert("RGB")
+    image = to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profiles)
     if alpha is None or alpha.getextrema() == (255, 255):
         return image, None
     image.putalpha(alpha)
@@ -237,35 +270,12 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Cut 16-bit grey to its upper 8 bits, as Pillow does with 16-bit colours."""
-    if image.mode == "F":
-        raise _bad(name, "has floating-point pixels, whose range is unknown; save it with 8 bits a channel")
-    if not image.mode.startswith("I"):
-        return image
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 0xFFFF:
-        raise _bad(name, "has pixels of more than 16 bits, whose range is unknown; save it with 8 bits a channel")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in sRGB; a profile that is damaged or meant for another mode is passed over, as viewers do."""
-    if not profile:
-        return image.convert("RGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        description = ImageCms.getProfileDescription(source)
-        if image.mode == "RGB" and "srgb" in description.lower():
-            return image
-        converted = ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert("RGB")
-    return converted if converted is not None else image.convert("RGB")
-
-
-def _srgb() -> Any:
-    return ImageCms.createProfile("sRGB")
+def _low_bytes(png: Png) -> Image.Image:
+    """The lower bytes of a PNG's 16-bit colours: the same file with its bytes read in the other order."""
+    image = Image.open(io.BytesIO(png.pixels), formats=("PNG",))
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+    image.load()
+    return image
 
 
 def _is_text(data: bytes) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-VERSION = 1
+VERSION = 2
 """Raised when a picture's pixels come out differently: all pictures are then decoded again."""
 
 CACHE_NAME = "pixels.sqlite"

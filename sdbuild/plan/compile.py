@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sdbuild.recipe.models import Recipe
 
 VERSIONS: Mapping[StepKind, int] = {
-    "images": 1,
+    "images": 2,
     "captions": 1,
     "prior": 1,
     "latents": 1,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from os.path import splitext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdbuild.data.examine import examine
-from sdbuild.data.listing import PICTURES, ending, scan
+from sdbuild.data.formats import format_of
+from sdbuild.data.gathered import gathered
+from sdbuild.data.listing import PICTURES, Listing, Sidecars, ending, nfc, scan
 from sdbuild.data.masks import ALPHA, pair
 from sdbuild.data.pixelcache import CACHE_NAME, PixelCache
 from sdbuild.data.placing import Findings, hold_out, place
@@ -46,7 +51,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if skip:
         _nothing_left(spec["datasets"], {record.dataset for record in records}, findings)
     else:
-        findings.datasets += dict.fromkeys(findings.pictures[key] for key in sorted(findings.pictures))
+        findings.datasets += gathered(dict.fromkeys(findings.pictures[key] for key in sorted(findings.pictures)))
     if findings.datasets:
         raise DataError(findings.datasets)
     skipped = [
@@ -81,10 +86,8 @@ def _find(
         except OSError as error:
             findings.datasets.append(Problem(file=folder, message=f"cannot be listed ({error.strerror})"))
             continue
-        for relative in listing.unread:
-            kind = ending(relative) if (project / folder / relative).is_file() else ""
-            reason = f"{kind} is not read; save as PNG or JPEG" if kind else "links to folders are not followed"
-            findings.note(f"left out: {reason}", f"{folder}/{relative}")
+        for relative, reason in _left_out(listing, project / folder):
+            findings.note(reason, f"{folder}/{relative}")
         paired = pair(listing.pictures, dataset.get("mask"))
         bare = [relative for relative in paired.pictures if "mask" in dataset and relative not in paired.masks]
         for message, paths in (
@@ -103,6 +106,33 @@ def _find(
             findings.datasets.append(Problem(file=folder, message=message))
         found += [(index, f"{folder}/{relative}") for relative in paired.pictures]
     return found, masks
+
+
+def _left_out(listing: Listing, folder: Path) -> Iterator[tuple[str, str]]:
+    """Pictures that are not read, with the reason: by their ending, or by their content where the ending hides it."""
+    sidecars = Sidecars(listing.sidecars)
+    read = {splitext(nfc(relative))[0] for relative in listing.pictures}
+    hidden = [relative for relative in listing.others if _is_picture_inside(folder / relative)]
+    for relative in sorted((*listing.unread, *hidden)):
+        kind = ending(relative)
+        if relative in hidden:
+            reason = "a picture whose name does not say so; let it end as pictures do, such as in .png or .jpg"
+        elif (folder / relative).is_file():
+            reason = f"{kind} is not read; save as PNG or JPEG"
+        else:
+            reason = "links to folders are not followed"
+        mine = sidecars.of(relative) and splitext(nfc(relative))[0] not in read
+        yield relative, f"left out{' with its caption' if mine else ''}: {reason}"
+
+
+def _is_picture_inside(path: Path) -> bool:
+    """Whether a file of any name begins as pictures do."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "rb") as file:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and format_of(file.read(64)) is not None
 
 
 def _nothing_left(datasets: Sequence[Mapping[str, Any]], used: set[int], findings: Findings) -> None:

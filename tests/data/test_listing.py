@@ -10,7 +10,7 @@ import pytest
 from sdbuild.data.listing import Sidecars, is_picture, scan, shown
 
 
-@pytest.mark.parametrize("name", ["a.png", "A.JPG", "b/c.WebP", "x.y.tiff", "猫.avif"])
+@pytest.mark.parametrize("name", ["a.png", "A.JPG", "b/c.WebP", "x.y.tiff", "猫.avif", "IMG_1.HEIC", "a.jfif", "b.TGA"])
 def test_pictures_by_ending(name: str) -> None:
     assert is_picture(name)
 
@@ -21,7 +21,7 @@ def test_not_pictures(name: str) -> None:
 
 
 def test_scan_walks_and_sorts(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "sub/c.gif", "sub/c.txt", "a.caption", ".hidden/d.png", "notes.md", "raw.HEIC"):
+    for name in ("b.png", "a.JPG", "sub/c.gif", "sub/c.txt", "a.caption", ".hidden/d.png", "notes.md", "raw.CR2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "broken.png").symlink_to("nowhere")
@@ -29,7 +29,8 @@ def test_scan_walks_and_sorts(tmp_path: Path) -> None:
     listing = scan(tmp_path)
     assert listing.pictures == ("a.JPG", "b.png", "broken.png", "sub/c.gif")
     assert listing.sidecars == ("a.caption", "sub/c.txt")
-    assert listing.unread == ("linked", "raw.HEIC")
+    assert listing.unread == ("linked", "raw.CR2")
+    assert listing.others == ("notes.md",)
 
 
 def test_sidecars_match_by_stem_or_name() -> None:

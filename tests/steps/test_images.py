@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sdbuild.data import formats
 from sdbuild.data.pictures import pixel_digest
 from sdbuild.data.records import ImageRecord, read_images, read_skipped
 from sdbuild.errors import DataError
@@ -206,18 +207,38 @@ def test_the_same_picture_twice(build: Build) -> None:
 def test_what_is_said_once_with_a_count(build: Build) -> None:
     build.put("a.gif", animated("GIF"))
     build.put("b.webp", animated("WEBP", 2))
-    build.put("c.heic", "x")
+    build.put("c.CR2", "x")
+    build.put("d.psd", "x")
+    build.put("d.txt", "a caption of a picture that is not read")
+    build.put("noending", encoded(pattern()))
+    build.put("notes.md", "no picture")
     build.put("small.png", encoded(pattern(10, 10)))
     build.put("z.png", seed=5)
     build.run()
     said = [
-        f"1 picture left out: .heic is not read; save as PNG or JPEG ({FOLDER}/c.heic)",
+        f"1 picture left out: .cr2 is not read; save as PNG or JPEG ({FOLDER}/c.CR2)",
+        f"1 picture left out with its caption: .psd is not read; save as PNG or JPEG ({FOLDER}/d.psd)",
+        "1 picture left out: a picture whose name does not say so; let it end as pictures do, such as in .png or .jpg "
+        f"({FOLDER}/noending)",
         f"2 pictures animated or of several pages: only the first is used ({FOLDER}/a.gif, …)",
         f"1 picture enlarged to more than twice the size ({FOLDER}/small.png)",
     ]
     assert build.warnings == said
     build.run()
     assert build.warnings == said, "also when all is remembered"
+
+
+def test_many_pictures_that_are_wrong_alike_are_one_line(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(formats.EXTRAS, "HEIF", formats.Extra("HEIC", "no_such_module", "heic"))
+    monkeypatch.setattr(formats, "_known", set())
+    for number in range(9):
+        build.put(f"IMG_{number}.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes([number]))
+    build.put("a.png")
+    with pytest.raises(DataError) as caught:
+        build.run()
+    message = 'is HEIC: pip install "sdbuild[heic]", or save it as PNG or JPEG'
+    more = "(and 8 more: IMG_1.HEIC, IMG_2.HEIC, …)"
+    assert str(caught.value) == f"{FOLDER}/IMG_0.HEIC: {message} {more}"
 
 
 def test_the_hold_out_is_chosen_by_digest(build: Build) -> None:
