@@ -18,6 +18,7 @@ anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -89,6 +90,27 @@ class UsageError(SdbuildError):
 def disk_full(error: OSError) -> bool:
     """Whether there was no room for what was written, on the disk or in the user's share of it."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def of_system(error: OSError) -> StepError:
+    """What the system refused, for people: the file, why, and what to do about it."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    if name.startswith(os.getcwd() + os.sep):
+        name = os.path.relpath(name)
+    what = f"{name}: " if name else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    if disk_full(error):
+        return StepError(f"{what}{reason}; make room (`sdbuild gc` says what can go) and try again")
+    remedies = {
+        errno.EROFS: "; nothing can be written there: make it writable, or work in a copy",
+        errno.EACCES: "; mend its owner or its permissions (`ls -ld` shows them)",
+        errno.EPERM: "; mend its owner or its permissions (`ls -ld` shows them)",
+        errno.EISDIR: "; a file is needed there: move the folder away",
+        errno.ENOTDIR: "; a folder is needed there: move the file away",
+        errno.ELOOP: "; mend or delete the link",
+        errno.EMFILE: "; too many files are open: raise the limit (`ulimit -n`)",
+    }
+    return StepError(f"{what}{reason}{remedies.get(error.errno or 0, '')}")
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
+from sdbuild.storage.atomic import write_atomic
 
 _DODO = '''"""sdbuild's tasks for doit: `doit` builds every recipe, `doit list` shows them."""
 

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from sdbuild.build.lockfile import Entry, dump_yaml, load_yaml
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.plan.model import Step
+from sdbuild.storage.atomic import write_atomic
 
 RUN_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
 """Name of an entry of the run-cache: two letters of its key, its key, its own digest."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.build.bases import in_recipe
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.errors import DataError, Problem, RecipeError
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan_resolved
@@ -17,6 +17,7 @@ from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.places import is_hub_id
+from sdbuild.storage.atomic import write_atomic
 
 
 class Compiled:

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import yaml
 
 from sdbuild.build.blocks import join, split
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.errors import InputError, Problem
+from sdbuild.storage.atomic import write_atomic
 
 Entry = dict[str, Any]
 """One stage of `dvc.lock`: cmd, deps, params, outs."""

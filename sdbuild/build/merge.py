@@ -20,9 +20,10 @@ import yaml
 
 from sdbuild.build import blocks
 from sdbuild.build.lockfile import load_yaml
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.plan.files import HEADER, dump_recipe_json
 from sdbuild.recipe.names import group_of
+from sdbuild.storage.atomic import write_atomic
 
 ATTRIBUTES = ("/dvc.lock merge=sdbuild", "/dvc.yaml merge=sdbuild", "/build/*/recipe.json merge=sdbuild")
 """Lines of `.gitattributes` that name the driver; they are in the repository."""

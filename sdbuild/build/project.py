@@ -1,4 +1,4 @@
-"""Where a project keeps its files, atomic writing, and the lock that a build holds."""
+"""Where a project keeps its files, what it needs around it, and the lock that a build holds."""
 
 from __future__ import annotations
 
@@ -68,18 +68,6 @@ def find_project(start: Path | None = None) -> Project:
         if (folder / "recipes").is_dir() and ((folder / ".dvc").is_dir() or (folder / "dodo.py").is_file()):
             return Project(folder)
     raise UsageError(f"{here} is not in an sdbuild project; `sdbuild init` makes one")
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole: under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 class BuildLock:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.build.reasons import describe_change
 from sdbuild.build.statcache import StatCache
 from sdbuild.data import views
@@ -15,6 +15,7 @@ from sdbuild.data.records import count_skipped, read_captions, read_images, read
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Base, Step, View
 from sdbuild.recipe.captioners import own_models
+from sdbuild.storage.atomic import write_atomic
 
 
 class Reads:

@@ -25,12 +25,13 @@ from pathlib import Path
 
 from sdbuild.build.answers import Emit, Event, answer_of
 from sdbuild.build.processes import converse, count_of, joining, run_together
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.errors import StepError, UsageError, disk_full
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.steps.contract import Inputs, Items
+from sdbuild.storage.atomic import write_atomic
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts

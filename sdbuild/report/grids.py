@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbuild.build.project import write_atomic
+from sdbuild.storage.atomic import write_atomic
 
 MOST = 16_384
 """Pixels of the longest side of the result."""

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sdbuild.build.project import Project, write_atomic
+from sdbuild.build.project import Project
 from sdbuild.data import textfiles
 from sdbuild.data.listing import shown
 from sdbuild.errors import DataError, Problem, SdbuildError, UsageError
 from sdbuild.review.findings import Row
 from sdbuild.review.gather import Entry, Material, stamp_of
 from sdbuild.review.sidecars import Change, texts_of
+from sdbuild.storage.atomic import write_atomic
 
 EDITORS = ("sensible-editor", "nano", "vi")
 """Tried where neither VISUAL nor EDITOR says which."""

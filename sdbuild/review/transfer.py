@@ -12,13 +12,13 @@ from os.path import splitext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdbuild.build.project import write_atomic
 from sdbuild.data.captions import Texts
 from sdbuild.data.listing import Sidecars, nfc, scan, shown
 from sdbuild.errors import DataError, Problem, UsageError
 from sdbuild.review.editing import read_text
 from sdbuild.review.gather import HAND, Entry, Material
 from sdbuild.review.sidecars import Change, tidied
+from sdbuild.storage.atomic import write_atomic
 
 COLUMNS = ("dataset", "file_name", "text", "origin")
 """Keys of JSON lines and columns of CSV; the second and third are those of Hugging Face's image folders."""
