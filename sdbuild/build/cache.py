@@ -21,6 +21,7 @@ from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.plan.model import Step
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.memory import recall, remember
 
 RUN_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
 """Name of an entry of the run-cache: two letters of its key, its key, its own digest."""
@@ -148,19 +149,14 @@ class LocalCache:
         An entry never changes, so what was read once is remembered: to parse a thousand of them takes seconds.
         """
         memory = self._project.private / "cache" / "runs.json"
-        try:
-            known = {
-                name: Named(tuple(outs), tuple(deps)) for name, (outs, deps) in json.loads(memory.read_bytes()).items()
-            }
-        except (OSError, ValueError, TypeError):
-            known = {}
+        known = {name: Named(tuple(outs), tuple(deps)) for name, (outs, deps) in (recall(memory) or {}).items()}
         found: dict[str, Named] = {}
         for name in runs:
             named = known.get(name) or self._named(name)
             if named is not None:
                 found[name] = named
         if found.keys() != known.keys():
-            write_atomic(memory, json.dumps({name: (named.outs, named.deps) for name, named in found.items()}))
+            remember(memory, {name: (named.outs, named.deps) for name, named in found.items()})
         return found
 
     def _named(self, name: str) -> Named | None:

@@ -7,7 +7,6 @@ changed are parsed again, because parsing a thousand takes longer than everythin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import md5
@@ -19,9 +18,13 @@ from sdbuild.build.blocks import join, split
 from sdbuild.build.project import Project
 from sdbuild.errors import InputError, Problem
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.memory import recall, remember
 
 Entry = dict[str, Any]
 """One stage of `dvc.lock`: cmd, deps, params, outs."""
+
+_COMMAND = "sdbuild step "
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 _TAG = "tag:yaml.org,2002:"
 _RULES = (
@@ -104,7 +107,7 @@ class LockFile:
     def _stat(self) -> list[int]:
         try:
             status = self._path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [status.st_mtime_ns, status.st_size, status.st_ino]
 
@@ -112,7 +115,7 @@ class LockFile:
         """The text of each entry in the file that was read last; none where it cannot be cut into them."""
         try:
             texts = split(self._path.read_text(encoding="utf-8")).get("stages", {})
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # of which UnicodeDecodeError is one
             return {}
         return texts if texts.keys() == self._stages.keys() else {}
 
@@ -120,34 +123,75 @@ class LockFile:
         known = self._recall()
         if known["signature"] == signature:
             return dict(known["stages"])
-        text = self._path.read_text(encoding="utf-8")
+        text = self._text()
         digests: dict[str, str] = {}
         try:
             texts = split(text).get("stages", {})
             digests = {name: md5(entry.encode(), usedforsecurity=False).hexdigest() for name, entry in texts.items()}
-            changed = {name for name in texts if digests[name] != known["digests"].get(name)}
-            parsed = load_yaml("".join(texts[name] for name in texts if name in changed)) or {}
-            stages = {name: parsed[name] if name in changed else known["stages"][name] for name in texts}
-        except (ValueError, KeyError, TypeError, yaml.YAMLError):
-            stages = self._parse(text)
-        remembered = {"signature": signature, "digests": digests, "stages": stages}
-        write_atomic(self._parsed, json.dumps(remembered))
+            kept = {name: known["stages"][name] for name in texts if digests[name] == known["digests"].get(name)}
+            parsed = load_yaml("".join(texts[name] for name in texts if name not in kept)) or {}
+            parsed = {name: parsed[name] for name in texts if name not in kept}
+            order = list(texts)
+        except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+            kept, parsed = {}, self._parse(text)
+            order = list(parsed)
+        found = {**kept, **{name: entry for name, entry in parsed.items() if _is_ours(name, entry)}}
+        stages = {name: found[name] for name in order if name in found}
+        remember(self._parsed, {"signature": signature, "digests": digests, "stages": stages})
         return stages
+
+    def _text(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise _wrong("it is not UTF-8 text") from None
+        except OSError as error:
+            raise _wrong(f"it cannot be read ({error.strerror})") from None
 
     def _recall(self) -> dict[str, Any]:
         """What was parsed when the file was last read, with the signature that it had then."""
-        try:
-            known = json.loads(self._parsed.read_bytes())
-            return {key: known[key] for key in ("signature", "digests", "stages")}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {"signature": None, "digests": {}, "stages": {}}
+        return recall(self._parsed) or {"signature": None, "digests": {}, "stages": {}}
 
     def _parse(self, text: str) -> dict[str, Entry]:
         try:
             content = load_yaml(text) or {}
-            return dict(content.get("stages") or {})
-        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+            return {str(name): entry for name, entry in dict(content.get("stages") or {}).items()}
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark is not None else None
-            remedy = "a merge left conflict marks" if "<<<<<<<" in text else "it cannot be read as YAML"
-            raise InputError([Problem(file="dvc.lock", line=line, message=f"{remedy}; restore it with git")]) from None
+            marked = "<<<<<<<" in text
+            raise _wrong("a merge left conflict marks" if marked else "it cannot be read as YAML", line) from None
+
+
+def _wrong(what: str, line: int | None = None) -> InputError:
+    remedy = "restore it with git (`git checkout HEAD -- dvc.lock`), or delete it: what the cache has is found again"
+    return InputError([Problem(file="dvc.lock", line=line, message=f"{what}; {remedy}")])
+
+
+def _is_ours(name: str, entry: Any) -> bool:
+    """Whether an entry is one as builds write it, whatever stage it is of; others have no digests that we know.
+
+    Raises:
+        InputError: it is a step's, and damaged.
+    """
+    command = entry.get("cmd") if isinstance(entry, dict) else None
+    if isinstance(entry, dict) and _is_whole(entry):
+        return True
+    if isinstance(command, str) and not command.startswith(_COMMAND):
+        return False
+    raise _wrong(f"the entry of {name} is not as builds write it")
+
+
+def _is_whole(entry: Entry) -> bool:
+    params, rows = entry.get("params", {}), (entry.get("deps", []), entry.get("outs", []))
+    if not isinstance(params, dict) or not all(isinstance(values, dict) for values in params.values()):
+        return False
+    return all(isinstance(part, list) and all(map(_is_row, part)) for part in rows)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line tells an input or an out."""
+    if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+        return False
+    numbers = (row.get(key) for key in ("size", "nfiles"))
+    return _MD5.fullmatch(str(row.get("md5"))) is not None and all(isinstance(n, int | None) for n in numbers)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdbuild.build import cache
-from sdbuild.build.lockfile import Entry, LockFile, load_yaml
+from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.project import Project
 from sdbuild.build.reads import Reads
 from sdbuild.build.reasons import parameter_changes
 from sdbuild.build.statcache import Digest, StatCache
+from sdbuild.build.tracked import DataFile
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Dep, Step
 
@@ -149,7 +150,8 @@ class Oracle:
             return None if outs is None else outs[path]
         with self._mutex:
             if path not in self._data:  # several steps read a dataset: it is walked once
-                self._data[path] = self.stat.digest(path) or self.tracked(path)
+                tracked = self.tracked(path)  # first, for it may be damaged
+                self._data[path] = self.stat.digest(path) or tracked
             return self._data[path]
 
     def in_place(self, path: str) -> bool:
@@ -159,12 +161,8 @@ class Oracle:
 
     def tracked(self, path: str) -> Digest | None:
         """What DVC keeps of a dataset, by its `.dvc` file; None if it does not track it."""
-        try:
-            content = load_yaml((self.project.root / f"{path}.dvc").read_text(encoding="utf-8"))
-            out = content["outs"][0]
-            return Digest(out["md5"], out.get("size", 0), out.get("nfiles"))
-        except (OSError, KeyError, IndexError, TypeError):
-            return None
+        file = DataFile.read(self.project, f"{path}.dvc")
+        return file.kept if file else None
 
     def _views(
         self, step: Step, recorded: Mapping[str, str], *, viewed_changed: bool
@@ -226,7 +224,11 @@ class Oracle:
 def recorded_parameters(entry: Entry | None, step: Step) -> Mapping[str, Any]:
     """The parameters under which a step was last built."""
     parameters = (entry or {}).get("params", {}).get(step.params_file, {}).get(step.params_key)
-    return parameters if isinstance(parameters, Mapping) else {}
+    if not isinstance(parameters, Mapping):
+        return {}
+    reads = parameters.get("reads", {})
+    is_right = isinstance(reads, Mapping) and all(isinstance(digest, str) for digest in reads.values())
+    return parameters if is_right else {**parameters, "reads": {}}
 
 
 def recorded_outs(entry: Entry) -> dict[str, Digest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ class Reads:
         digest = views.digest_of(content)
         path = self._path(digest)
         if not path.exists():
-            write_atomic(path, json.dumps(content, ensure_ascii=False))
+            with contextlib.suppress(OSError):  # it only serves to tell a later change in words
+                write_atomic(path, json.dumps(content, ensure_ascii=False))
         return digest
 
     def forget(self) -> None:
@@ -101,10 +103,16 @@ class Reads:
     def _recall(self, digest: str | None) -> Any:
         if digest is None:
             return None
+        path = self._path(digest)
         try:
-            return json.loads(self._path(digest).read_bytes())
-        except (OSError, ValueError):
-            return None
+            content = json.loads(path.read_bytes())
+            if views.digest_of(content) == digest:
+                return content
+        except (OSError, ValueError, RecursionError):
+            pass
+        with contextlib.suppress(OSError):  # damaged: written again when such content is read again
+            path.unlink(missing_ok=True)
+        return None
 
     def _path(self, digest: str) -> Path:
         return self._project.private / "cache" / "views" / f"{digest}.json"

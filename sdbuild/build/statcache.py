@@ -1,7 +1,11 @@
 """Content digests of files and folders, exactly as DVC computes them, remembered by stat.
 
 A file is hashed again when its size, modification time or inode has changed; a folder whose files all look as before
-costs one walk and one row. The cache is one SQLite file below `.sdbuild/`, safe to delete.
+costs one walk and one row. The cache is one SQLite file below `.sdbuild/`, safe to delete; where it cannot be used,
+memory takes its place, and each row carries a checksum, so that a damaged one is not believed.
+
+Links to files are files. Links to folders are not followed, and pipes, sockets and devices do not count, as for DVC and
+for whoever lists pictures.
 """
 
 from __future__ import annotations
@@ -11,12 +15,17 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from sdbuild.storage.atomic import remove
+from sdbuild.storage.regular import special
 
 _SETTLED = 50_000_000
 """Nanoseconds: a file younger than this may still change within its time stamp, so its digest is not remembered."""
@@ -63,6 +72,8 @@ class StatCache:
             status = os.stat(full)
         except OSError:
             return None
+        if special(status.st_mode):
+            return None
         with self._lock:
             if os.path.isdir(full):
                 return self._folder(path, full)
@@ -86,14 +97,15 @@ class StatCache:
         entries = list(self._walk(full))
         lines = sorted(f"{relative}\0{size}:{mtime}:{inode}" for relative, _, size, mtime, inode in entries)
         signature = hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        row = self._db().execute("SELECT signature, md5, size FROM folders WHERE path = ?", (path,)).fetchone()
         size = sum(entry.size for entry in entries)
-        if row is not None and row[0] == signature:
-            return Digest(row[1], row[2], len(entries))
+        for known, md5, check in self._ask("SELECT signature, md5, sum FROM folder WHERE path = ?", (path,)):
+            if known == signature and check == _checksum(path, known, md5):
+                return Digest(md5, size, len(entries))
         found = self._hash(entries, self._recall_folder(path), prefix=path)
         md5 = folder_md5(found)
         if all(_settled(entry) for entry in entries):
-            self._learn("REPLACE INTO folders VALUES (?, ?, ?, ?)", [(path, signature, md5, size)])
+            check = _checksum(path, signature, md5)
+            self._learn("REPLACE INTO folder VALUES (?, ?, ?, ?)", [(path, signature, md5, check)])
         return Digest(md5, size, len(entries))
 
     def _walk(self, top: str) -> Iterator[_Entry]:
@@ -107,17 +119,19 @@ class StatCache:
                     if ignored is not None and ignored(os.path.relpath(item.path, self._root)):
                         continue
                     try:
-                        if item.is_dir():
+                        if item.is_dir(follow_symlinks=False):
                             stack.append(item.path)
                             continue
                         status = item.stat()
+                        if not stat.S_ISREG(status.st_mode):
+                            continue
                         yield _Entry(relative, item.path, status.st_size, status.st_mtime_ns, status.st_ino)
                     except OSError:  # a broken link: the step that reads it says so
                         yield _Entry(relative, item.path, -1, 0, 0)
 
     def _hash(self, entries: list[_Entry], known: Mapping[str, tuple[str, str]], prefix: str = "") -> dict[str, str]:
         result: dict[str, str] = {}
-        learned: list[tuple[str, str, str, str]] = []
+        learned: list[tuple[str | int, ...]] = []
         for entry in entries:
             row = known.get(entry.relative)
             signature = entry.signature
@@ -126,23 +140,53 @@ class StatCache:
                 continue
             result[entry.relative] = md5 = _md5(entry)
             if _settled(entry):
-                learned.append((prefix, entry.relative, signature, md5))
+                check = _checksum(entry.relative, signature, md5)
+                learned.append((prefix, entry.relative, signature, md5, check))
         if learned:
-            self._learn("REPLACE INTO files VALUES (?, ?, ?, ?)", learned)
+            self._learn("REPLACE INTO file VALUES (?, ?, ?, ?, ?)", learned)
         return result
 
     def _learn(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
-        with contextlib.suppress(sqlite3.OperationalError):  # another process writes: it learns the same
+        try:
             self._db().executemany(statement, rows)
             self._db().commit()
+        except sqlite3.OperationalError:  # another process writes and learns the same; or the disk takes nothing
+            with contextlib.suppress(sqlite3.Error):
+                self._db().rollback()
+        except (sqlite3.DatabaseError, UnicodeError):
+            self._forget()
 
     def _recall_file(self, path: str) -> dict[str, tuple[str, str]]:
-        query = "SELECT path, signature, md5 FROM files WHERE folder = '' AND path = ?"
-        return {name: (signature, md5) for name, signature, md5 in self._db().execute(query, (path,))}
+        return self._known("SELECT path, signature, md5, sum FROM file WHERE folder = '' AND path = ?", path)
 
     def _recall_folder(self, path: str) -> dict[str, tuple[str, str]]:
-        query = "SELECT path, signature, md5 FROM files WHERE folder = ?"
-        return {name: (signature, md5) for name, signature, md5 in self._db().execute(query, (path,))}
+        return self._known("SELECT path, signature, md5, sum FROM file WHERE folder = ?", path)
+
+    def _known(self, query: str, path: str) -> dict[str, tuple[str, str]]:
+        return {
+            name: (signature, md5)
+            for name, signature, md5, check in self._ask(query, (path,))
+            if check == _checksum(name, signature, md5)
+        }
+
+    def _ask(self, query: str, values: tuple[str, ...]) -> list[tuple[Any, ...]]:
+        try:
+            return self._db().execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "malformed" in str(error) or "decode" in str(error).lower():
+                self._forget()
+            return []
+        except (sqlite3.DatabaseError, UnicodeError):
+            self._forget()
+            return []
+
+    def _forget(self) -> None:
+        """Begin anew: the file is damaged, and holds nothing that cannot be found out again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        with contextlib.suppress(OSError):
+            remove(self._database)
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -150,26 +194,41 @@ class StatCache:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
-        self._database.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in (1, 2):
-            connection = sqlite3.connect(self._database, timeout=30, check_same_thread=False)
+        for place in (self._database, self._database, None):
             try:
-                connection.execute("PRAGMA synchronous = OFF")
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS files"
-                    " (folder TEXT, path TEXT, signature TEXT, md5 TEXT, PRIMARY KEY (folder, path)) WITHOUT ROWID"
-                )
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS folders"
-                    " (path TEXT PRIMARY KEY, signature TEXT, md5 TEXT, size INTEGER) WITHOUT ROWID"
-                )
-                return connection
-            except sqlite3.DatabaseError:
-                connection.close()
-                if attempt == 2:
-                    raise
-                self._database.unlink(missing_ok=True)  # damaged: it holds nothing that cannot be computed again
-        raise AssertionError("unreachable")
+                if place is not None:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    if place.exists() and not place.is_file():  # a pipe would be waited for
+                        remove(place)
+                return _tables(":memory:" if place is None else str(place))
+            except sqlite3.OperationalError:  # read-only, full, or somebody else's: what is learned lasts for this run
+                continue
+            except (sqlite3.DatabaseError, OSError):
+                with contextlib.suppress(OSError):
+                    remove(self._database)
+        raise AssertionError("memory can be written to")
+
+
+def _tables(place: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(place, timeout=30, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS file (folder TEXT, path TEXT, signature TEXT, md5 TEXT, sum INTEGER,"
+            " PRIMARY KEY (folder, path)) WITHOUT ROWID"
+        )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS folder (path TEXT PRIMARY KEY, signature TEXT, md5 TEXT, sum INTEGER)"
+            " WITHOUT ROWID"
+        )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _checksum(*values: object) -> int:
+    return zlib.crc32("\0".join(map(str, values)).encode("utf-8", "surrogatepass"))
 
 
 def folder_md5(listing: Mapping[str, str]) -> str:

@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from sdbuild.build.lockfile import load_yaml
 from sdbuild.build.project import Project
+from sdbuild.build.statcache import Digest
+from sdbuild.errors import InputError, Problem
 
 _PLAIN = frozenset({"md5", "size", "nfiles", "hash", "path", "desc", "type", "labels", "meta"})
 _APART = ("build", ".git", ".dvc", ".sdbuild", ".venv", "node_modules")
@@ -24,6 +27,8 @@ class DataFile:
     """Relative to the project."""
     md5s: tuple[str, ...]
     """What it keeps."""
+    kept: Digest
+    """The first of it, which of a dataset is all."""
     plain: bool
     """As `dvc add` writes it; imports, remotes of their own and older formats are left to DVC."""
 
@@ -34,14 +39,42 @@ class DataFile:
 
     @classmethod
     def read(cls, project: Project, path: str) -> DataFile | None:
-        """Read one; None if it is not there or cannot be understood."""
+        """Read one; None if it is not there, or says nothing that is known here.
+
+        Raises:
+            InputError: it is damaged, or a merge left conflict marks in it.
+        """
+        content = _parsed(project, path)
         try:
-            content = load_yaml((project.root / path).read_text(encoding="utf-8"))
             outs = content["outs"]
             plain = not content.get("deps") and all(out.keys() <= _PLAIN and out["hash"] == "md5" for out in outs)
-            return cls(path=path, md5s=tuple(str(out["md5"]) for out in outs), plain=plain)
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            kept = Digest(str(outs[0]["md5"]), outs[0].get("size") or 0, outs[0].get("nfiles"))
+            return cls(path=path, md5s=tuple(str(out["md5"]) for out in outs), kept=kept, plain=plain)
+        except (KeyError, IndexError, TypeError, AttributeError):
             return None
+
+
+def _parsed(project: Project, path: str) -> Any:
+    def wrong(what: str, line: int | None = None) -> InputError:
+        remedy = f"restore it with git (`git checkout HEAD -- {path}`), or `dvc add {path.removesuffix('.dvc')}`"
+        return InputError([Problem(file=path, line=line, message=f"{what}; {remedy}")])
+
+    text = ""
+    try:
+        text = (project.root / path).read_text(encoding="utf-8")
+        content = load_yaml(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise wrong(f"cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        marked = "<<<<<<<" in text
+        reason = "a merge left conflict marks" if marked else "is damaged: it cannot be read as YAML"
+        raise wrong(reason, None if mark is None else mark.line + 1) from None
+    if not isinstance(content, dict) or not isinstance(content.get("outs"), list):
+        raise wrong("is damaged: it does not say what is kept")
+    return content
 
 
 def data_files(project: Project) -> Iterator[DataFile]:

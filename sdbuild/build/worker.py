@@ -31,6 +31,7 @@ from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.steps.contract import Inputs, Items
+from sdbuild.storage.atomic import replace as move
 from sdbuild.storage.atomic import write_atomic
 
 QUIET = {
@@ -173,7 +174,7 @@ def _base(project: Project, base: Base) -> Path:
 
 
 def _install(project: Project, step: Step, temporary: Path) -> None:
-    """Move the outs of a step into place, each by one rename."""
+    """Move the outs of a step into place, each by one rename, also where they lie on another disk."""
     old = temporary / ".old"
     old.mkdir()
     (project.root / step.folder).mkdir(parents=True, exist_ok=True)
@@ -183,8 +184,8 @@ def _install(project: Project, step: Step, temporary: Path) -> None:
         if not source.exists():
             raise StepError(f"{step.name} did not write {out.path}; this is a bug in sdbuild")
         if target.is_dir() and not target.is_symlink():
-            os.replace(target, old / target.name)
-        os.replace(source, target)
+            move(target, old / target.name)
+        move(source, target)
 
 
 def serve(project: Project) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from sdbuild.captioners.contract import AskError, Desk, Provider, Question, Reply
 from sdbuild.captioners.texts import clean
+from sdbuild.storage.atomic import write_atomic
 
 T = TypeVar("T")
 
@@ -97,9 +97,7 @@ class Batches:
         self._notes.mkdir(parents=True, exist_ok=True)
         name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in batch)
         note = self._notes / f"{self._provider.name}.{name}.json"
-        temporary = note.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"id": batch, "keys": [key for key, _ in rows]}))
-        temporary.replace(note)
+        write_atomic(note, json.dumps({"id": batch, "keys": [key for key, _ in rows]}))
         return note
 
     def _collect(self, note: Path, left: dict[str, Question]) -> dict[str, str]:

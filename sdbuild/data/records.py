@@ -7,7 +7,6 @@ to a temporary name and renamed. Importing this module is light: the planner rea
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, Self
 from sdbuild.data.buckets import Fit
 from sdbuild.data.listing import shown
 from sdbuild.errors import DataError, Problem
+from sdbuild.storage.atomic import renamed_to
 
 Split = Literal["train", "holdout"]
 Origin = Literal["sidecar", "filename", "template", "jsonl", "anthropic", "openai", "transformers"]
@@ -212,14 +212,9 @@ def _dataset_and_digest(row: CaptionRecord) -> tuple[int, str]:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, to a temporary name which is then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, separators=(", ", ": ")) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, separators=(", ", ": ")) + "\n")
 
 
 def _image_row(row: ImageRecord | SkippedImage) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sdbuild.errors import DataError, Problem
+from sdbuild.storage.atomic import renamed_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,15 +181,11 @@ def write_shard(path: Path, parts: Iterable[Part]) -> None:
         ShardDamagedError: the bytes of a part are damaged where they come from; nothing was written.
     """
     ordered = sorted(parts, key=lambda part: part.key)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(ordered))
-            for part in ordered:
-                file.write(part.load())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    with renamed_to(path, name) as temporary, temporary.open("wb") as file:
+        file.write(_header(ordered))
+        for part in ordered:
+            file.write(part.load())
 
 
 def shard_size(parts: Collection[Part]) -> int:

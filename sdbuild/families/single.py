@@ -20,6 +20,7 @@ from sdbuild.errors import DataError, Problem, StepError
 from sdbuild.families.description import Description
 from sdbuild.families.digest import md5_file
 from sdbuild.families.layout import INDEX, read_json, read_layout, safetensors_damage
+from sdbuild.storage.memory import recall, remember
 
 VERSION = 1
 """Raised by hand when a conversion gives other files."""
@@ -177,19 +178,13 @@ def _remembered(file: Path, private: Path) -> str:
     status = file.stat()
     signature = [status.st_size, status.st_mtime_ns, status.st_ino]
     memory = private / "files.json"
-    try:
-        known: dict[str, Any] = json.loads(memory.read_bytes())
-    except (OSError, ValueError):
-        known = {}
+    known: dict[str, Any] = recall(memory) or {}
     entry = known.get(str(file))
     if entry is not None and entry[:3] == signature:
         return str(entry[3])
     digest = md5_file(file)
     known[str(file)] = [*signature, digest]
-    private.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_name(f".{memory.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(known), encoding="utf-8")
-    temporary.replace(memory)
+    remember(memory, known)
     return digest
 
 

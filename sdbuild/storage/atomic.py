@@ -24,9 +24,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def renamed_to(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file; what is written there gets the file's name at the end, unless it failed."""
-    temporary = beside(path)
+def renamed_to(path: Path, name: str | None = None) -> Iterator[Path]:
+    """Give a temporary name beside a file; what is written there gets the file's name at the end, unless it failed.
+
+    Args:
+        path: of the file.
+        name: the temporary name, for those who look for what a kill has left.
+    """
+    temporary = path.with_name(name) if name else beside(path)
     try:
         yield temporary
         os.replace(temporary, path)

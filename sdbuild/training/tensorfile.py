@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdbuild.storage.atomic import renamed_to
+
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -45,16 +47,11 @@ def file_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file to a temporary name beside `path`, flush it to the disk, and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(tensors, metadata))
-            file.writelines(_data(tensors[name]) for name in _order(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with renamed_to(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(tensors, metadata))
+        file.writelines(_data(tensors[name]) for name in _order(tensors))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _order(tensors: Mapping[str, Tensor]) -> Iterable[str]:
