@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 
 from sdbuild import __version__
 from sdbuild.commands import building, captions, compare, history, probe, remote, upkeep
 from sdbuild.console import Console
-from sdbuild.errors import SdbuildError, UsageError
+from sdbuild.errors import SdbuildError, UsageError, of_system
 
 SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 """To add commands: a module in `sdbuild.commands` with `add_to`, and its name here."""
@@ -18,11 +19,15 @@ SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (`sdbuild.errors`)."""
     parser = _parser()
+    console = Console()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if unknown := _unknown(parser, arguments):
+        console.error(unknown)
+        return UsageError.exit_code
     try:
         options = parser.parse_args(arguments)
     except SystemExit as end:
         return UsageError.exit_code if end.code else 0
-    console = Console()
     try:
         return int(options.run(options, console))
     except SdbuildError as error:
@@ -34,8 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.error("stopped")
         return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()
+        console.hush()
         return 0
+    except OSError as error:
+        if options.debug:
+            raise
+        told = of_system(error)
+        console.error(str(told))
+        return told.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,3 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     for subject in SUBJECTS:
         subject.add_to(commands)
     return parser
+
+
+def _unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str | None:
+    """What to say of a command that there is not; those that only builds call are not told."""
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    [commands] = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    if name is None or name in commands.choices:
+        return None
+    listed = [choice.dest for choice in commands._choices_actions]
+    near = difflib.get_close_matches(name, listed, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else f": there is {', '.join(listed)}"
+    return f"no command {name}{hint}; `sdbuild --help` tells what they do"

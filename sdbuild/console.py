@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -53,8 +56,11 @@ class Console:
         with self._lock:
             if self._progress is not None:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            else:
+                return
+            try:
                 print(text, file=self._out, flush=True)
+            except BrokenPipeError:
+                self.hush()
 
     def styled(self, pieces: Iterable[tuple[str, str]]) -> None:
         """One line of pieces, each with a style of `_STYLES` or none; plain where there is no terminal."""
@@ -68,6 +74,13 @@ class Console:
         with self._lock:
             RichConsole(file=self._out).print(line, highlight=False, soft_wrap=True)
 
+    def hush(self) -> None:
+        """Say no more: whoever read a pipe has seen enough. What goes on, such as a build, goes on."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._out.fileno())
+            os.close(nowhere)
+
     def warn(self, text: str) -> None:
         """Something that the user should know but that stops nothing."""
         self.say(f"warning: {text}")
@@ -76,7 +89,8 @@ class Console:
         """Why something ended."""
         with self._lock:
             self.stop()
-            print(text, file=self._errors, flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(text, file=self._errors, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table for people."""
@@ -90,7 +104,12 @@ class Console:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         with self._lock:
-            RichConsole(file=self._out, width=None if self.is_terminal else 160).print(table)
+            if self.is_terminal:
+                RichConsole(file=self._out).print(table)
+                return
+            text = StringIO()
+            RichConsole(file=text, width=160).print(table)
+            self.say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
     def step_started(self, name: str, reasons: Sequence[str]) -> None:
         """A step begins to run, and why."""

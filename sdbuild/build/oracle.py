@@ -162,7 +162,7 @@ class Oracle:
     def tracked(self, path: str) -> Digest | None:
         """What DVC keeps of a dataset, by its `.dvc` file; None if it does not track it."""
         file = DataFile.read(self.project, f"{path}.dvc")
-        return file.kept if file else None
+        return file.digest if file else None
 
     def _views(
         self, step: Step, recorded: Mapping[str, str], *, viewed_changed: bool

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sdbuild.errors import LockedError, UsageError
+from sdbuild.errors import DataError, LockedError, Problem, UsageError
+from sdbuild.storage.regular import find_special, special_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,57 @@ def find_project(start: Path | None = None) -> Project:
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder / "recipes").is_dir() and ((folder / ".dvc").is_dir() or (folder / "dodo.py").is_file()):
-            return Project(folder)
+            project = Project(folder)
+            check_whole(project)
+            return project
     raise UsageError(f"{here} is not in an sdbuild project; `sdbuild init` makes one")
+
+
+def check_whole(project: Project) -> None:
+    """Make sure that git and DVC are set up, and that no pipe lies where a file is expected: it would be waited for.
+
+    Raises:
+        UsageError: something is lacking that `sdbuild init .` sets up.
+        DataError: there are pipes, sockets or devices among the project's own files.
+    """
+    root = project.root
+    lacking = [
+        name for name, is_there in ((".git", _has_git(root)), (".dvc", (root / ".dvc").is_dir())) if not is_there
+    ]
+    if lacking:
+        what = " and ".join(lacking)
+        raise UsageError(f"{root} has no {what} that can be used; `sdbuild init .` there sets it up, all else is kept")
+    wrong = [(os.path.relpath(path, root), kind) for path, kind in _special(root)]
+    if wrong:
+        raise DataError(
+            Problem(file=path, message=f"{kind}, where a file should be; delete it") for path, kind in wrong
+        )
+
+
+def _special(root: Path) -> Iterator[tuple[Path, str]]:
+    beside = ((root / name, special_at(root / name)) for name in os.listdir(root))
+    yield from ((path, kind) for path, kind in beside if kind is not None)
+    yield from find_special(root / ".dvc", (root / ".dvc" / "cache",))
+    for name in ("build", ".sdbuild"):
+        yield from find_special(root / name)
+
+
+def _has_git(root: Path) -> bool:
+    """Whether a folder is in a git repository that looks whole, or DVC is set up to do without; git is not asked."""
+    for folder in (root, *root.parents):
+        entry = folder / ".git"
+        if entry.is_file():  # of a worktree or a submodule
+            try:
+                entry = folder / entry.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+            except (OSError, ValueError):
+                break
+            return (entry / "HEAD").exists()
+        if entry.is_dir():
+            return all((entry / name).exists() for name in ("HEAD", "objects", "refs"))
+    try:
+        return "no_scm" in (root / ".dvc" / "config").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 class BuildLock:

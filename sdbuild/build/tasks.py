@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,12 @@ from doit.exceptions import TaskError, TaskFailed
 from doit.reporter import ConsoleReporter
 
 from sdbuild.build.bases import in_recipe
+from sdbuild.build.doit_parts import Codec, QuietTask, database, end_quietly, name_the_unknown
 from sdbuild.build.engine import Engine
 from sdbuild.build.oracle import Verdict
-from sdbuild.build.project import Project
+from sdbuild.build.project import Project, check_whole
 from sdbuild.console import Console
-from sdbuild.errors import InputError, SdbuildError
+from sdbuild.errors import InputError, SdbuildError, of_system
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_project, recipe_files
 from sdbuild.recipe.models import Recipe
@@ -44,7 +46,7 @@ class Fresh:
         """Whether there is nothing to do; trouble in finding out is told by the action."""
         try:
             self.verdict = self._engine.judge(self._step.name)
-        except SdbuildError:
+        except (SdbuildError, OSError):
             return False
         return self.is_fresh
 
@@ -78,6 +80,8 @@ class Build(BaseAction):  # type: ignore[misc]
             return TaskError("\n".join(map(str, in_recipe(self._step.recipe, error.problems))))
         except SdbuildError as error:
             return TaskFailed(str(error))
+        except OSError as error:
+            return TaskFailed(f"{self._step.name}: {of_system(error)}")
         except KeyboardInterrupt as error:
             where = " ".join(filter(None, (self._step.name, str(error))))
             self._engine.console.error(f"stopped in {where}; doit goes on from there")
@@ -138,17 +142,22 @@ def _unmet() -> type[Exception]:
 
 def doit_config(root: Path) -> dict[str, Any]:
     """doit's settings for a project; the default is to build every recipe."""
+    try:
+        names = [path.stem for path in recipe_files(root)]
+    except SdbuildError:  # told when tasks are made
+        names = []
     return {
-        "default_tasks": [path.stem for path in recipe_files(root)],
+        "default_tasks": names,
         "reporter": Reporter,
         "par_type": "thread",
         "verbosity": 2,
-        "dep_file": ".sdbuild/doit",
+        "dep_file": database(root),
         "backend": "json",
+        "codec_cls": Codec,
     }
 
 
-def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
+def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
     """doit's tasks of a project: a task a step, a group of them a recipe or variant, and of these one a matrix.
 
     Exits with 2 and one message if recipes are wrong.
@@ -156,31 +165,39 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any]]:
     global _engine
     console = Console()
     project = Project(root.resolve())
-    project.private.mkdir(exist_ok=True)
+    end_quietly()
     try:
+        check_whole(project)
         recipes = load_project(project.root)
         _engine = Engine(project, recipes, console)
-    except SdbuildError as error:
-        console.error(str(error))
-        raise SystemExit(error.exit_code) from None
+    except (SdbuildError, OSError) as error:
+        told = error if isinstance(error, SdbuildError) else of_system(error)
+        console.error(str(told))
+        raise SystemExit(told.exit_code) from None
     if not _engine.steps:
         _engine.prepare()  # no task will
     atexit.register(_engine.close)
     sys.excepthook = _without_traceback
+    groups = {recipe.group for recipe in recipes}
+    name_the_unknown(project.root, {*groups, *(recipe.name for recipe in recipes), *_engine.steps})
     for recipe in recipes:
-        yield {"basename": recipe.name, "name": None, "doc": _doc(recipe)}
+        steps = [step.name for step in _engine.steps.values() if step.recipe == recipe.name]
+        yield {"basename": recipe.name, "name": None, "doc": _doc(recipe), "task_dep": steps}
     cleaned: set[str] = set()
     for step in _engine.steps.values():
         yield _task(_engine, step, cleaned)
     for group, variants in groupby((recipe for recipe in recipes if recipe.varied), key=lambda recipe: recipe.group):
         names = [recipe.name for recipe in variants]
-        yield {
-            "basename": group,
-            "actions": None,
-            "task_dep": names,
-            "doc": f"all {len(names)} variants of recipes/{group}.yaml",
-            "clean": [(_clean, (_engine, [step for step in _engine.steps.values() if step.recipe in names], cleaned))],
-        }
+        made = [step for step in _engine.steps.values() if step.recipe in names]
+        yield QuietTask(
+            group,
+            None,
+            task_dep=names,
+            doc=f"all {len(names)} variants of recipes/{group}.yaml",
+            removal=partial(
+                _clean, _engine, [step for step in _engine.steps.values() if step.recipe in names], cleaned
+            ),
+        )
 
 
 def _doc(recipe: Recipe) -> str:
@@ -199,18 +216,18 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
     os._exit(_INTERRUPTED)
 
 
-def _task(engine: Engine, step: Step, cleaned: set[str]) -> dict[str, Any]:
+def _task(engine: Engine, step: Step, cleaned: set[str]) -> QuietTask:
     fresh = Fresh(engine, step)
     producers = (engine.oracle.producers.get(dep.path) for dep in step.deps)
-    return {
-        "basename": step.recipe,
-        "name": step.kind,
-        "doc": f"{step.kind} -> {', '.join(out.path for out in step.outs)}",
-        "actions": [Build(engine, step, fresh)],
-        "uptodate": [fresh],
-        "task_dep": list(dict.fromkeys(producer.name for producer in producers if producer)),
-        "clean": [(_clean, (engine, [step], cleaned))],
-    }
+    return QuietTask(
+        step.name,
+        [Build(engine, step, fresh)],
+        doc=f"{step.kind} -> {', '.join(out.path for out in step.outs)}",
+        uptodate=[fresh],
+        task_dep=list(dict.fromkeys(producer.name for producer in producers if producer)),
+        removal=partial(_clean, engine, [step], cleaned),
+        subtask_of=step.recipe,
+    )
 
 
 def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: bool) -> None:

@@ -27,7 +27,7 @@ class DataFile:
     """Relative to the project."""
     md5s: tuple[str, ...]
     """What it keeps."""
-    kept: Digest
+    digest: Digest
     """The first of it, which of a dataset is all."""
     plain: bool
     """As `dvc add` writes it; imports, remotes of their own and older formats are left to DVC."""
@@ -48,8 +48,8 @@ class DataFile:
         try:
             outs = content["outs"]
             plain = not content.get("deps") and all(out.keys() <= _PLAIN and out["hash"] == "md5" for out in outs)
-            kept = Digest(str(outs[0]["md5"]), outs[0].get("size") or 0, outs[0].get("nfiles"))
-            return cls(path=path, md5s=tuple(str(out["md5"]) for out in outs), kept=kept, plain=plain)
+            digest = Digest(str(outs[0]["md5"]), outs[0].get("size") or 0, outs[0].get("nfiles"))
+            return cls(path=path, md5s=tuple(str(out["md5"]) for out in outs), digest=digest, plain=plain)
         except (KeyError, IndexError, TypeError, AttributeError):
             return None
 
