@@ -194,9 +194,7 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
             None,
             task_dep=names,
             doc=f"all {len(names)} variants of recipes/{group}.yaml",
-            removal=partial(
-                _clean, _engine, [step for step in _engine.steps.values() if step.recipe in names], cleaned
-            ),
+            removal=partial(_clean, _engine, made, cleaned),
         )
 
 
