@@ -40,6 +40,26 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
     return in_recipe(recipe.name, dict.fromkeys(found))
 
 
+def base_doubts(recipe: Recipe, base: Base, project: Path) -> Iterable[str]:
+    """What is allowed of a base and hardly meant."""
+    if recipe.base.clip_skip == 2 and _family(base, project) in ("sdxl", None):
+        yield (
+            "base.clip_skip 2 is the layer before the one that Stable Diffusion XL uses; where the card of such a "
+            "model says clip skip 2, it means the usual layer: leave the key out"
+        )
+
+
+def _family(base: Base, project: Path) -> str | None:
+    """Family of a base, if it can be told before it is brought."""
+    if base.family is not None:
+        return base.family
+    try:
+        folder = None if base.deps else sources.find(base, project)
+        return None if folder is None else families.describe(folder).name
+    except DataError:  # told with the problems
+        return None
+
+
 def in_recipe(name: str, problems: Iterable[Problem]) -> list[Problem]:
     """Problems with the file of a recipe or variant, where they are of one of its fields and name no other file."""
     place = f"recipes/{group_of(name)}.yaml"

@@ -11,9 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.bases import misfits
+from sdbuild.build.bases import base_doubts, misfits
 from sdbuild.build.project import Project
+from sdbuild.build.view_counts import seen_too_often
 from sdbuild.console import Console
+from sdbuild.data.records import ImageRecord, read_images
 from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
@@ -21,6 +23,16 @@ from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Inputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Checked:
+    """What reading pictures and captions has shown."""
+
+    pictures: int
+    trained: Sequence[ImageRecord]
+    """Those that are not held out."""
+    problems: Sequence[Problem]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +71,10 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
     lacking: dict[str, None] = {}
     for group, members in groupby(choose(recipes, names) if names else recipes, key=lambda recipe: recipe.group):
         variants = list(members)
-        pictures, found = _check_variants(project, variants, console)
+        pictures, found, doubts = _check_variants(project, variants, console)
         problems.update(dict.fromkeys(found))
         lacking |= {f"recipes/{group}.yaml: {word}": None for recipe in variants for word in missing(recipe)}
-        for doubt in dict.fromkeys(doubt for recipe in variants for doubt in recipe.doubts()):
+        for doubt in dict.fromkeys(doubts):
             console.warn(f"{group}: {doubt}")
         if not found:
             counted = f", {len(variants)} variants" if len(variants) > 1 else ""
@@ -73,23 +85,29 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
         raise InputError(problems)
 
 
-def _check_variants(project: Project, variants: Sequence[Recipe], console: Console) -> tuple[str, list[Problem]]:
-    """Number of pictures, from least to most, and all problems of some variants."""
-    checked: dict[str, tuple[int, list[Problem]]] = {}
+def _check_variants(
+    project: Project, variants: Sequence[Recipe], console: Console
+) -> tuple[str, list[Problem], list[str]]:
+    """Number of pictures, from least to most, all problems of some variants, and what is hardly meant."""
+    checked: dict[str, _Checked] = {}
+    doubts: list[str] = []
     for recipe in variants:
         specs: Mapping[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
         read = json.dumps([specs["images"], specs["captions"]])
         if read not in checked:
             checked[read] = _check_data(project, recipe.name, specs, console)
+        doubts += recipe.doubts()
+        doubts += base_doubts(recipe, Base.of(recipe.resolved()["base"]), project.root)
+        doubts += seen_too_often(recipe, checked[read].trained)
     alike = {json.dumps(_of_base(recipe)): recipe for recipe in variants}
     wrong = [
         problem
         for recipe in alike.values()
         for problem in misfits(recipe, Base.of(recipe.resolved()["base"]), project.root)
     ]
-    counts = sorted({pictures for pictures, _ in checked.values()})
+    counts = sorted({each.pictures for each in checked.values()})
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return shown, [*wrong, *(problem for _, found in checked.values() for problem in found)]
+    return shown, [*wrong, *(problem for each in checked.values() for problem in each.problems)], doubts
 
 
 def _of_base(recipe: Recipe) -> list[Any]:
@@ -99,14 +117,13 @@ def _of_base(recipe: Recipe) -> list[Any]:
     return [said["base"], said["images"]["resolution"], said["datasets"], said["train"]["prediction"], drawn]
 
 
-def _check_data(
-    project: Project, name: str, specs: Mapping[str, Mapping[str, Any]], console: Console
-) -> tuple[int, list[Problem]]:
-    """Run the steps that read pictures and captions into a folder that is thrown away; the pictures and all problems.
+def _check_data(project: Project, name: str, specs: Mapping[str, Mapping[str, Any]], console: Console) -> _Checked:
+    """Run the steps that read pictures and captions into a folder that is thrown away.
 
     Where pictures are broken, captions are checked on the others.
     """
     problems: list[Problem] = []
+    trained: list[ImageRecord] = []
     with tempfile.TemporaryDirectory(prefix="sdbuild-check-") as folder:
         out = Path(folder)
         context = _Quiet(
@@ -128,8 +145,9 @@ def _check_data(
                 problems += error.problems
         if (out / "images.jsonl").exists():
             inputs = Inputs(project=project.root, images=out / "images.jsonl")
+            trained = [record for record in read_images(out / "images.jsonl") if record.split == "train"]
             try:
                 importlib.import_module("sdbuild.steps.captions").check(specs["captions"], inputs, context)
             except DataError as error:
                 problems += error.problems
-    return total, problems
+    return _Checked(pictures=total, trained=trained, problems=problems)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sdbuild import families
 from sdbuild.build.project import Project
-from sdbuild.build.worker import QUIET, die_with_parent
+from sdbuild.build.worker import die_with_parent, surroundings
 from sdbuild.data.records import write_captions
 from sdbuild.errors import DataError, InputError, SdbuildError, StepError, UsageError
 from sdbuild.families import sources
@@ -118,7 +118,7 @@ def _ask(project: Project, name: str, request: Mapping[str, Any]) -> dict[str, A
         done = subprocess.run(
             [sys.executable, "-m", "sdbuild", "prober"],
             cwd=project.root,
-            env={**os.environ, **QUIET},
+            env=surroundings(),
             input=json.dumps(request),
             stdout=subprocess.PIPE,
             stderr=noise,

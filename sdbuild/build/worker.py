@@ -34,13 +34,24 @@ from sdbuild.steps.contract import Inputs, Items
 from sdbuild.storage.atomic import replace as move
 from sdbuild.storage.atomic import write_atomic
 
-QUIET = {
+_QUIET = {
     "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment of steps: what libraries have to say goes to the log, and there is little of it."""
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of steps where the user has set nothing else: threads that wait for others sleep.
+
+OpenMP's would spin, for some ten thousand waits a training step, and take the processor from those they wait for when
+the machine does something else too. It is read when torch is loaded.
+"""
+
+
+def surroundings() -> dict[str, str]:
+    """Environment of a process that runs steps."""
+    return {**PATIENT, **os.environ, **_QUIET}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +111,7 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
     if content["steps"][step.kind]["reads"] != reads:
         content["steps"][step.kind]["reads"] = reads
         write_atomic(path, dump_recipe_json(content))
-    os.environ.update(QUIET)
+    os.environ.update(surroundings())
     return run_step(project, read_step(project, name), emit)
 
 
@@ -110,7 +121,7 @@ def take_part(project: Project, name: str) -> None:
     Raises:
         SdbuildError: as the step raised it.
     """
-    os.environ.update(QUIET)
+    os.environ.update(surroundings())
     step = read_step(project, name)
     layout = joining(step)
     log = f"{name}-machine-{layout.machine}"

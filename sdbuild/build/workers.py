@@ -15,7 +15,7 @@ from typing import Any
 
 from sdbuild.build.answers import INTERRUPTED, ended, error_of
 from sdbuild.build.project import Project
-from sdbuild.build.worker import QUIET
+from sdbuild.build.worker import surroundings
 from sdbuild.errors import StepError
 from sdbuild.steps.contract import Items
 
@@ -85,7 +85,7 @@ class Workers:
             return subprocess.Popen(
                 [sys.executable, "-m", "sdbuild", "worker"],
                 cwd=self._project.root,
-                env={**os.environ, **QUIET},
+                env=surroundings(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

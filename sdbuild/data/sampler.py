@@ -7,7 +7,8 @@ not depend on its position in a file. Seeds come from BLAKE2b, which is the same
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
 
 
 def derive(seed: int, step: int, key: str, purpose: str) -> int:
@@ -23,11 +24,20 @@ def derive(seed: int, step: int, key: str, purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def epoch_of(step: int, before: Callable[[int], int]) -> int:
+    """Return the epoch of a step, from the number of steps before an epoch; some epochs may have no step."""
+    end = 1
+    while before(end) <= step:
+        end *= 2
+    return bisect_right(range(end), step, key=before) - 1
+
+
 class Sampler:
     """Batches of record indexes for every step of a training.
 
-    An epoch holds each record as often as it repeats, in an order of its own. A batch never mixes buckets; what is
-    left of a bucket makes a smaller batch, so nothing is dropped. Every epoch has the same number of steps.
+    An epoch holds each record as often as it repeats, in an order of its own. A batch never mixes buckets, and all are
+    whole: a bucket's last batch of an epoch is filled with its first records of the next one, and where a bucket has
+    fewer records than a batch, of several. A batch belongs to the epoch of its first record.
     """
 
     def __init__(
@@ -44,7 +54,7 @@ class Sampler:
         Args:
             keys: names of the records, each once.
             buckets: what must be equal within a batch, e.g. the latent's size.
-            batch: records a batch, at most.
+            batch: records a batch.
             seed: of the training.
             repeats: how often a record comes in an epoch; once without it, never for 0.
         """
@@ -58,10 +68,10 @@ class Sampler:
         for index, (key, bucket, count) in enumerate(zip(keys, buckets, repeats, strict=True)):
             group = self._groups.setdefault(bucket, [])
             group += [(f"{key}#{occurrence}", index) for occurrence in range(count)]
-        self.steps_per_epoch = sum(-(-len(group) // batch) for group in self._groups.values())
-        assert self.steps_per_epoch > 0, "no records"
-        self._epoch = -1
+        assert any(self._groups.values()), "no records"
+        self._first = 0
         self._batches: list[list[int]] = []
+        self._orders: dict[tuple[Hashable, int], list[tuple[str, int]]] = {}
 
     @property
     def counts(self) -> dict[Hashable, float]:
@@ -70,18 +80,33 @@ class Sampler:
 
     def batch(self, step: int) -> list[int]:
         """Indexes of the records of a step (from 0); the order of an epoch is worked out at its first step."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._batches, self._epoch = self._order(epoch), epoch
-        return list(self._batches[position])
+        if not self._first <= step < self._first + len(self._batches):
+            epoch = epoch_of(step, self._before)
+            self._batches, self._first = self._order(epoch), self._before(epoch)
+        return list(self._batches[step - self._first])
+
+    def _before(self, epoch: int) -> int:
+        """Batches that belong to earlier epochs."""
+        return sum(-(-epoch * len(group) // self._batch) for group in self._groups.values())
 
     def _order(self, epoch: int) -> list[list[int]]:
+        self._orders = {known: order for known, order in self._orders.items() if known[1] >= epoch}
         batches: list[tuple[int, str, list[int]]] = []
-        for group in self._groups.values():
-            drawn = sorted((derive(self._seed, epoch, name, "order"), name, index) for name, index in group)
-            for start in range(0, len(drawn), self._batch):
-                chunk = drawn[start : start + self._batch]
-                name = chunk[0][1]
+        for bucket, group in self._groups.items():
+            first, end = (-(-each * len(group) // self._batch) for each in (epoch, epoch + 1))
+            for number in range(first, end):
+                start = number * self._batch
+                chunk = [self._drawn(bucket, place) for place in range(start, start + self._batch)]
+                name = chunk[0][0]
                 place = derive(self._seed, epoch, name, "batch order")
-                batches.append((place, name, [index for _, _, index in chunk]))
+                batches.append((place, name, [index for _, index in chunk]))
         return [indexes for _, _, indexes in sorted(batches)]
+
+    def _drawn(self, bucket: Hashable, place: int) -> tuple[str, int]:
+        """A bucket's record at a place in its epochs, one after the other."""
+        group = self._groups[bucket]
+        epoch, place = divmod(place, len(group))
+        if (bucket, epoch) not in self._orders:
+            drawn = sorted((derive(self._seed, epoch, name, "order"), name, index) for name, index in group)
+            self._orders[bucket, epoch] = [(name, index) for _, name, index in drawn]
+        return self._orders[bucket, epoch][place]

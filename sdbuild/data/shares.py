@@ -4,18 +4,18 @@ In an epoch every record is seen `rate` times, a number of at least 1 that diffe
 Epoch e holds record i of a dataset of N records floor(rate (e + 1) + r/N) - floor(rate e + r/N) times, where r is the
 record's rank in a drawn order. By Hermite's identity all records of the dataset together are then seen
 floor(N rate (e + 1)) - floor(N rate e) times: what the share says, to less than one record, after any number of epochs.
-Within an epoch, occurrences of a record and records of a dataset lie evenly.
+Within an epoch, occurrences of a record and records of a dataset lie evenly. Batches are whole, as those of `Sampler`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, floor
 
-from sdbuild.data.sampler import derive
+from sdbuild.data.sampler import derive, epoch_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class WeightedSampler:
             buckets: what must be equal within a batch.
             datasets: that the records belong to.
             weights: of the datasets, above 0; their shares are in proportion.
-            batch: records a batch, at most.
+            batch: records a batch.
             seed: of the training.
         """
         assert len(keys) == len(buckets) == len(datasets) > 0, "one bucket and one dataset a record"
@@ -79,9 +79,9 @@ class WeightedSampler:
                 found.ranks[index] = rank
                 found.by_bucket.setdefault(buckets[index], []).append(rank)
             self._datasets.append(found)
-        self._starts = [0]
-        self._epoch = -1
+        self._first = 0
         self._batches: list[list[int]] = []
+        self._orders: dict[int, Mapping[Hashable, Sequence[tuple[int, int]]]] = {}
 
     @property
     def counts(self) -> dict[Hashable, float]:
@@ -94,23 +94,40 @@ class WeightedSampler:
 
     def batch(self, step: int) -> list[int]:
         """Indexes of the records of a step (from 0); the order of an epoch is worked out at its first step."""
-        while self._starts[-1] <= step:
-            self._starts.append(self._starts[-1] + self._length(len(self._starts) - 1))
-        epoch = bisect_right(self._starts, step) - 1
-        if epoch != self._epoch:
-            self._batches, self._epoch = self._order(epoch), epoch
-        return list(self._batches[step - self._starts[epoch]])
+        if not self._first <= step < self._first + len(self._batches):
+            epoch = epoch_of(step, self._before)
+            self._batches, self._first = self._order(epoch), self._before(epoch)
+        return list(self._batches[step - self._first])
 
-    def _length(self, epoch: int) -> int:
-        """Steps of an epoch."""
+    def _seen(self, epoch: int) -> dict[Hashable, int]:
+        """Records of each bucket that are seen before an epoch."""
         counts: dict[Hashable, int] = {}
         for dataset in self._datasets:
             for bucket, ranks in dataset.by_bucket.items():
-                seen = dataset.before(epoch + 1, ranks) - dataset.before(epoch, ranks)
-                counts[bucket] = counts.get(bucket, 0) + seen
-        return sum(-(-count // self._batch) for count in counts.values())
+                counts[bucket] = counts.get(bucket, 0) + dataset.before(epoch, ranks)
+        return counts
+
+    def _before(self, epoch: int) -> int:
+        """Batches that belong to earlier epochs."""
+        return sum(-(-count // self._batch) for count in self._seen(epoch).values())
 
     def _order(self, epoch: int) -> list[list[int]]:
+        self._orders = {known: order for known, order in self._orders.items() if known >= epoch}
+        seen = self._seen(epoch)
+        batches: list[tuple[int, list[int]]] = []
+        for bucket, order in self._drawn(epoch).items():
+            for start in range(-seen[bucket] % self._batch, len(order), self._batch):
+                chunk, later = list(order[start : start + self._batch]), epoch
+                while len(chunk) < self._batch:  # every record is seen in every epoch, so this ends
+                    later += 1
+                    chunk += self._drawn(later)[bucket][: self._batch - len(chunk)]
+                batches.append((chunk[0][0], [index for _, index in chunk]))
+        return [indexes for _, indexes in sorted(batches)]
+
+    def _drawn(self, epoch: int) -> Mapping[Hashable, Sequence[tuple[int, int]]]:
+        """Places in an epoch with the records there, of each bucket in order."""
+        if epoch in self._orders:
+            return self._orders[epoch]
         placed: list[tuple[float, str, int]] = []
         for dataset in self._datasets:
             drawn = sorted(
@@ -121,12 +138,8 @@ class WeightedSampler:
                 for name in [f"{self._keys[index]}#{occurrence}"]
             )
             placed += (((place + 0.5) / len(drawn), name, index) for place, (_, name, index) in enumerate(drawn))
-        batches: list[list[int]] = []
-        filling: dict[Hashable, list[int]] = {}
-        for _, _, index in sorted(placed):
-            batch = filling.get(self._buckets[index])
-            if batch is None or len(batch) == self._batch:
-                batch = filling[self._buckets[index]] = []
-                batches.append(batch)
-            batch.append(index)
-        return batches
+        found: dict[Hashable, list[tuple[int, int]]] = {bucket: [] for bucket in self._buckets}
+        for place, (_, _, index) in enumerate(sorted(placed)):
+            found[self._buckets[index]].append((place, index))
+        self._orders[epoch] = found
+        return found

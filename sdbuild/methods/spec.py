@@ -73,10 +73,31 @@ Prior = Annotated[ClassPictures | KeptPrediction, Field(discriminator="source")]
 """How the base's knowledge of a class is preserved."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usual:
+    """What a method is trained with, by people and by other trainers' defaults; AdamW's rates."""
+
+    rate: float
+    """Learning rate of recipes that say none."""
+    rates: tuple[float, float]
+    """Lowest and highest that are usual."""
+    views: tuple[int, int] = (50, 400)
+    """How often each picture is seen, at least and at most; more is learned by heart."""
+
+
+WORDS = Usual(rate=5e-4, rates=(1e-4, 1e-2), views=(200, 5000))
+"""Of new tokens' vectors: diffusers' example 5e-4 and 2,400 views, Gal et al. (2023) and A1111 5e-3."""
+
+
 class MethodSpec(Spec):
     """One way to adapt, told apart by `kind`."""
 
     kind: str
+    usual: ClassVar[Usual] = Usual(rate=1e-4, rates=(1e-5, 1e-3))
+    """LoRA and its kin: diffusers' examples and LyCORIS 1e-4, OneTrainer 3e-4, kohya's guides 1e-4 to 1e-3; 10 to 20
+    repeats in 10 epochs."""
+    usual_words: ClassVar[Usual] = WORDS
+    """The same of new tokens' vectors, where they have a learning rate of their own."""
     always: ClassVar[frozenset[str]] = frozenset()
     """Settings that the specs of steps have even where a recipe does not set them; see `stated`."""
     modelspec: ClassVar[str] = "/lora"
@@ -146,6 +167,9 @@ class Extract(Spec):
 class WeightsSpec(MethodSpec):
     """Training of the base's own weights."""
 
+    usual: ClassVar[Usual] = Usual(rate=5e-6, rates=(1e-6, 1e-5), views=(5, 100))
+    """DreamBooth's authors and diffusers' example of it 5e-6, kohya 2e-6, OneTrainer 3e-6, diffusers' text-to-image
+    example 1e-5."""
     modelspec: ClassVar[str] = ""
     mention: ClassVar[str] = ""
 

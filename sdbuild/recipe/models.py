@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.spec import KeptPrediction, Rated
@@ -18,6 +18,7 @@ from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Method
 from sdbuild.recipe.names import group_of
+from sdbuild.recipe.rates import rate_doubts, with_usual_rate
 from sdbuild.recipe.sample import Sample as Sample
 from sdbuild.recipe.spec import Some, Spec, Text
 from sdbuild.recipe.train import Train as Train
@@ -51,6 +52,11 @@ class Recipe(Spec):
     """The team's remote; no result depends on it."""
     matrix: dict[Text, Some[Any]] | None = None
     """Values by dotted key, such as `method.rank: [4, 8]`; each combination is built as a variant of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, data: Any) -> Any:
+        return with_usual_rate(data, Lora.model_fields["kind"].default)
 
     @property
     def group(self) -> str:
@@ -114,6 +120,7 @@ class Recipe(Spec):
     def doubts(self) -> Iterator[str]:
         """Yield what is allowed and hardly meant."""
         yield from self._prompt_doubts()
+        yield from rate_doubts(self)
         prior = self.method.preserved
         for index, dataset in enumerate(self.datasets if prior else ()):
             assert prior is not None

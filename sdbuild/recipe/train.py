@@ -173,8 +173,8 @@ class Train(Spec):
     """Batches a step: the result of a batch so many times as large, in the memory of one."""
     processes: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Processes that share the pictures of each step, one a GPU where there are any: the same training, sooner."""
-    learning_rate: Rate = 1e-4
-    """Highest learning rate of the schedule."""
+    learning_rate: Rate = Field(default_factory=lambda: 1e-4)
+    """Highest learning rate of the schedule. The default is the usual one of method and optimizer."""
     learning_rates: LearningRates = Field(default_factory=LearningRates)
     """Other learning rates for parts of the base."""
     lora_plus_ratio: Annotated[float, Field(gt=0, le=1000)] = 1.0

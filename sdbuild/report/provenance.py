@@ -18,7 +18,7 @@ from sdbuild.build.revisions import Revisions
 from sdbuild.console import Console
 from sdbuild.errors import DataError, UsageError
 from sdbuild.families.digest import base_digest, md5_file
-from sdbuild.plan.compile import VERSIONS, trained_components
+from sdbuild.plan.compile import trained_components, version_of
 from sdbuild.plan.model import STEP_KINDS
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.places import BASES, embedded
@@ -206,8 +206,8 @@ def _commands(project: Project, revisions: Revisions, origin: Origin) -> Iterato
         if tracked:
             yield f"dvc checkout {shlex.join(tracked)}"
     before = STEP_KINDS[: STEP_KINDS.index("train") + 1]
-    versions = {kind: record.parameters(kind).get("version") for kind in before if kind in record.entries}
-    if record.whole and all(VERSIONS[kind] == version for kind, version in versions.items()):
+    specs = {kind: record.parameters(kind) for kind in before if kind in record.entries}
+    if record.whole and all(version_of(kind, spec) == spec.get("version") for kind, spec in specs.items()):
         yield f"doit {shlex.quote(record.recipe)}"
     else:  # this sdbuild would build it anew, and perhaps otherwise
         yield f"dvc checkout {shlex.quote(f'build/{record.recipe}/{origin.out}')}"

@@ -42,11 +42,9 @@ def largest_of(counts: Mapping[Any, float], train: Mapping[str, Any], *, masked:
         train: section of a train step's spec.
         masked: whether there are masks.
     """
-    batch, step = train["batch"], train["batch"] * train["accumulate"]
-    shares = {shape: math.ceil(min(step, count) / train.get("processes", 1)) for shape, count in counts.items()}
-    full = {shape: min(batch, max(1, share)) for shape, share in shares.items()}
-    shape = max(full, key=lambda shape: (full[shape] * math.prod(shape), full[shape], shape))
-    return Largest(shape=shape, records=full[shape], masked=masked)
+    share = math.ceil(train["batch"] * train["accumulate"] / train.get("processes", 1))
+    shape = max((shape for shape, count in counts.items() if count), key=lambda shape: (math.prod(shape), shape))
+    return Largest(shape=shape, records=min(train["batch"], share), masked=masked)
 
 
 def largest_in(images: Iterable[ImageRecord], spec: Mapping[str, Any], base: Path) -> Largest:

@@ -378,7 +378,7 @@ def _warn_of_small_buckets(
         shape = min(small, key=lambda shape: (small[shape], shape))
         least = f"{shape[-1] * factor}×{shape[-2] * factor} with {small[shape]:.3g}"
         what = f"{len(small)} of {len(counts)} buckets have" if len(counts) > 1 else "the data has"
-        warn(f"{what} fewer pictures in a pass than {setting} ({least}); batches are smaller there")
+        warn(f"{what} fewer pictures in a pass than {setting} ({least}); batches there hold a picture several times")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdbuild.families.contract import FlowSchedule, PredictionType, Schedule
 from sdbuild.training.losses import MEASURES, WIDTHS, Measure, record_means
-from sdbuild.training.weighting import WEIGHTINGS, snr
+from sdbuild.training.weighting import WEIGHTINGS, snr, weights_of
 
 
 def mix(x: Tensor, noise: Tensor, signal: Tensor, spread: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Objective:
             signal, spread = alphas.sqrt(), (1 - alphas).sqrt()
         settings = dict(weighting or {"kind": "uniform"})
         weigh = WEIGHTINGS[settings.pop("kind")]
-        weights = weigh(snr(signal.double(), spread.double()), prediction, **settings)
+        weights = weights_of(weigh, snr(signal.double(), spread.double()), prediction, settings)
         loss = loss or {"kind": "l2"}
         tables = [signal, spread, weights, _deltas(loss, signal.double(), spread.double())]
         signal, spread, weights, deltas = (table.to(device=device, dtype=torch.float32) for table in tables)

@@ -8,6 +8,7 @@ A weight is defined for the loss on the clean latent, ω ‖x - x̂‖². Since 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -46,9 +47,28 @@ def min_snr(ratio: Tensor, prediction: PredictionType, *, gamma: float) -> Tenso
 def debiased(ratio: Tensor, prediction: PredictionType) -> Tensor:
     """Debiased estimation, ω = √SNR (Yu et al. 2024, "Unmasking Bias in Diffusion Model Training").
 
-    For ε, as in the paper, that is 1 / √SNR; for v √SNR / (SNR + 1).
+    For ε, as in the paper, that is 1 / √SNR. For v, of which the paper says nothing, it is kohya's 1 / (SNR + 1)
+    (sd-scripts, `apply_debiased_estimation`): most where there is most noise, as for ε.
     """
+    if prediction == "v_prediction":
+        return 1 / (ratio + 1)
     return ratio.sqrt() / _PER_PREDICTION[prediction](ratio)
+
+
+NO_SIGNAL = 1e-6
+"""Ratio up to which a timestep is noise alone; diffusers' samplers put 6e-8 in place of zero."""
+
+
+def weights_of(
+    weigh: Weighting, ratio: Tensor, prediction: PredictionType, settings: Mapping[str, float] = MappingProxyType({})
+) -> Tensor:
+    """Return the weights [T], finite and nowhere zero.
+
+    A timestep without signal, where drawing begins under zero terminal SNR (Lin et al. 2023), counts as in uniform
+    training: formulas in the ratio give zero there, which would leave it untrained, or 0 / 0. The trainers that know
+    the case have 1 there too (SimpleTuner: `mse_loss_weights[snr == 0] = 1.0`).
+    """
+    return torch.where(ratio > NO_SIGNAL, weigh(ratio, prediction, **settings), 1.0)
 
 
 WEIGHTINGS: Mapping[str, Weighting] = {"uniform": uniform, "min-snr": min_snr, "debiased": debiased}

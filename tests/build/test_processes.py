@@ -44,9 +44,10 @@ def all_ended(work: Work) -> bool:
 
 
 def test_two_processes_take_the_steps_of_one(built: Work, tmp_path: Path) -> None:
-    """Three pictures and batches of two: the last batch of an epoch has a picture for one process only."""
+    """Batches of three: one process has more of each than the other."""
     settings: dict[str, Any] = {
         "steps": 20,
+        "batch": 3,
         "ema": {"decay": 0.5},
         "caption_dropout": 0.2,
         "validate_every": 5,

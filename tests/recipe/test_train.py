@@ -14,7 +14,10 @@ from tests.recipe.helpers import GOOD, complaints, write
 @pytest.mark.parametrize(
     ("train", "problem"),
     [
-        ("optimizer: prodigy", "learning_rate: prodigy finds the rate itself and takes 0.0001 times it; set 1"),
+        (
+            "optimizer: prodigy, learning_rate: 1e-4",
+            "learning_rate: prodigy finds the rate itself and takes 0.0001 times it; set 1",
+        ),
         (
             "optimizer: prodigy, learning_rate: 1, learning_rates: {denoiser: 0.5}",
             "learning_rates: prodigy finds one rate for all parts; remove them or choose another optimizer",
@@ -81,6 +84,7 @@ def test_what_does_not_go_together_is_said(project: Path, train: str, problem: s
 @pytest.mark.parametrize(
     "train",
     [
+        "optimizer: prodigy",
         "optimizer: prodigy, learning_rate: 1, schedule: cosine, ema: {}",
         "prediction: v, noise: {zero_terminal_snr: true}, weighting: {kind: debiased}",
         "prediction: flow, timesteps: {kind: logit-normal, shift: 3}, loss: {kind: huber}",

@@ -113,7 +113,7 @@ def test_where_nothing_is_cached_the_commands_train_the_same_bytes(built: Work, 
 
 def test_an_adapter_of_an_older_sdbuild_is_checked_out(told: Work, lost: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build would make it anew: `doit` is not what brings it back."""
-    monkeypatch.setattr("sdbuild.report.provenance.VERSIONS", {**compile.VERSIONS, "train": 99})
+    monkeypatch.setattr(compile, "VERSIONS", {**compile.VERSIONS, "train": 99})
     shown = "\n".join(provenance(lost, Project(told.root)))
     assert commands(shown)[-1] == ["dvc", "checkout", "build/cat/adapter"]
     follow(told, shown)

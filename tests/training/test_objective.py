@@ -96,17 +96,39 @@ def test_debiased_estimation() -> None:
     assert objective(weighting={"kind": "debiased"}).weights.numpy() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "weighting", [{"kind": "min-snr", "gamma": 5.0}, {"kind": "debiased"}], ids=lambda w: w["kind"]
-)
-def test_a_weighting_is_the_same_training_whatever_is_predicted(weighting: dict[str, Any]) -> None:
+def test_debiased_estimation_for_v_is_kohyas() -> None:
+    """1 / (SNR + 1), which is 1 - ᾱ: the paper has no v."""
+    found = objective("v_prediction", weighting={"kind": "debiased"})
+    assert found.weights.numpy() == pytest.approx(1 - ALPHAS, rel=1e-4)
+
+
+WEIGHED: list[dict[str, Any]] = [{"kind": "uniform"}, {"kind": "min-snr", "gamma": 5.0}, {"kind": "debiased"}]
+
+
+@pytest.mark.parametrize("weighting", WEIGHED, ids=lambda w: w["kind"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_timestep_where_drawing_begins_is_trained(kind: str, weighting: dict[str, Any]) -> None:
+    """Zero terminal SNR, by the recipe or by the base's scheduler: weights are finite, and none is zero."""
+    rescaled = DDPMScheduler(**BETAS, rescale_betas_zero_snr=True).alphas_cumprod.double()
+    base = NoiseSchedule(alphas_cumprod=rescaled, prediction_type=cast("PredictionType", kind))
+    of_the_base = Objective.of(base, CPU, weighting=weighting)
+    for found in (of_the_base, objective(kind, weighting=weighting, zero_terminal_snr=True)):
+        assert float(found.signal[-1]) == 0
+        assert float(found.weights[-1]) == 1
+        assert bool(torch.isfinite(found.weights).all())
+        assert bool((found.weights > 0).all())
+    plain = objective(kind, weighting=weighting).weights
+    assert weighting["kind"] == "uniform" or float(plain[-1]) != 1, "elsewhere the formula holds to the end"
+
+
+def test_min_snr_is_the_same_training_whatever_is_predicted() -> None:
     """A guess of ε, turned into the x and v that it implies, has the same weighted loss."""
     signal, spread = (table[TIMESTEPS].view(-1, 1, 1, 1) for table in (objective().signal, objective().spread))
     noisy = objective().noisy(X, NOISE, TIMESTEPS)
     x = (noisy - spread * GUESS) / signal
     guesses = {"epsilon": GUESS, "sample": x, "v_prediction": signal * GUESS - spread * x}
     losses = [
-        objective(kind, weighting=weighting).losses(guess, X, NOISE, TIMESTEPS) for kind, guess in guesses.items()
+        objective(kind, weighting=WEIGHED[1]).losses(guess, X, NOISE, TIMESTEPS) for kind, guess in guesses.items()
     ]
     assert torch.allclose(losses[0], losses[1], rtol=2e-3)
     assert torch.allclose(losses[0], losses[2], rtol=2e-3)

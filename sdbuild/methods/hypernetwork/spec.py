@@ -7,13 +7,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sdbuild.methods.spec import MethodSpec
+from sdbuild.methods.spec import MethodSpec, Usual
 from sdbuild.recipe.spec import Some
 
 
 class Hypernetwork(MethodSpec):
     """Small networks that change what keys and values of cross-attention see of the text, as the web UIs have them."""
 
+    usual: ClassVar[Usual] = Usual(rate=1e-5, rates=(1e-6, 1e-4), views=(200, 5000))
+    """A1111: 1e-5, and schedules from 5e-5 down to 1e-6 over 10,000 steps and more."""
     modelspec: ClassVar[str] = "/hypernetwork"
     mention: ClassVar[str] = " <hypernet:{name}:{strength:g}>"
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from sdbuild.methods.spec import MethodSpec, Rated, Side
+from sdbuild.methods.spec import WORDS, MethodSpec, Rated, Side, Usual
 from sdbuild.recipe.spec import Some, Spec, Text, refuse
 
 
@@ -74,6 +74,7 @@ class Tokens(MethodSpec):
 class TextualInversion(Tokens):
     """New words whose vectors are learned, and nothing else of the base (Gal et al., 2023)."""
 
+    usual: ClassVar[Usual] = WORDS
     modelspec: ClassVar[str] = "/textual-inversion"
     mention: ClassVar[str] = ""
 
