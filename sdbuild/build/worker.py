@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,9 @@ the machine does something else too. It is read when torch is loaded.
 """
 
 
-def surroundings() -> dict[str, str]:
-    """Environment of a process that runs steps."""
-    return {**PATIENT, **os.environ, **_QUIET}
+def surroundings(own: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Environment of a process that runs steps, from that of the build."""
+    return {**PATIENT, **own, **_QUIET}
 
 
 @dataclass(frozen=True, kw_only=True)
