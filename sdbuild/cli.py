@@ -11,6 +11,7 @@ from sdbuild import __version__
 from sdbuild.commands import building, captions, compare, history, probe, remote, upkeep
 from sdbuild.console import Console
 from sdbuild.errors import SdbuildError, UsageError, of_system
+from sdbuild.storage import shown
 
 SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 """To add commands: a module in `sdbuild.commands` with `add_to`, and its name here."""
@@ -18,6 +19,7 @@ SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (`sdbuild.errors`)."""
+    shown.guard()
     parser = _parser()
     console = Console()
     arguments = list(sys.argv[1:] if arguments is None else arguments)

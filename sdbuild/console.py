@@ -1,4 +1,7 @@
-"""The only module that prints: rich on a terminal, plain lines elsewhere."""
+"""The only module that prints: rich on a terminal, plain lines elsewhere.
+
+Everything goes through `sdbuild.storage.shown`: whatever it was made of, a line stays a line of text.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TextIO
+
+from sdbuild.storage import shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -38,8 +43,8 @@ class Console:
     """Says what happens; thread-safe."""
 
     def __init__(self, out: TextIO | None = None, errors: TextIO | None = None) -> None:
-        self._out = out or sys.stdout
-        self._errors = errors or sys.stderr
+        self._out = shown.tolerant(shown.unguarded(out or sys.stdout))
+        self._errors = shown.tolerant(shown.unguarded(errors or sys.stderr))
         self._lock = threading.RLock()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -52,10 +57,19 @@ class Console:
         return self._out.isatty()
 
     def say(self, text: str) -> None:
-        """One line, or several, of what is going on."""
+        """One line of what is going on."""
+        self._print(shown.line(text))
+
+    def json(self, value: Any, indent: int = 1) -> None:
+        """A value for programs."""
+        self._print(shown.as_json(value, indent))
+
+    def _print(self, text: str) -> None:
         with self._lock:
             if self._progress is not None:
-                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                from rich.text import Text  # a plain text would have its :emoji: replaced
+
+                self._progress.console.print(Text(text), soft_wrap=True)
                 return
             try:
                 print(text, file=self._out, flush=True)
@@ -70,9 +84,9 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.text import Text
 
-        line = Text.assemble(*((text, _STYLES.get(style, "")) for text, style in pieces))
+        line = Text.assemble(*((shown.line(text), _STYLES.get(style, "")) for text, style in pieces))
         with self._lock:
-            RichConsole(file=self._out).print(line, highlight=False, soft_wrap=True)
+            RichConsole(file=self._out).print(line, soft_wrap=True)
 
     def hush(self) -> None:
         """Say no more: whoever read a pipe has seen enough. What goes on, such as a build, goes on."""
@@ -86,36 +100,38 @@ class Console:
         self.say(f"warning: {text}")
 
     def error(self, text: str) -> None:
-        """Why something ended."""
+        """Why something ended, in one line or a few."""
         with self._lock:
             self.stop()
             with contextlib.suppress(BrokenPipeError):
-                print(text, file=self._errors, flush=True)
+                print(shown.lines(text), file=self._errors, flush=True)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table for people."""
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Sequence[str]]]) -> None:
+        """A table for people; a cell is a line, or a sequence of them."""
         from rich.console import Console as RichConsole
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, show_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(Text(shown.line(column)), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(
+                *(Text("\n".join(map(shown.line, [cell] if isinstance(cell, str) else cell))) for cell in row)
+            )
         with self._lock:
             if self.is_terminal:
                 RichConsole(file=self._out).print(table)
                 return
             text = StringIO()
             RichConsole(file=text, width=160).print(table)
-            self.say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+            self._print("\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n"))
 
     def step_started(self, name: str, reasons: Sequence[str]) -> None:
         """A step begins to run, and why."""
         with self._lock:
-            shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-            self.say(f"{name}  {shown}" if shown else name)
+            because = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+            self.say(f"{name}  {because}" if because else name)
             self._started[name] = self._printed[name] = time.monotonic()
 
     def step_progress(self, name: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
@@ -171,8 +187,9 @@ class Console:
             ]
             self._progress = Progress(*columns, console=RichConsole(file=self._out), transient=True)
             self._progress.start()
+        text = shown.line(text)
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total, figures=text)
+            self._tasks[name] = self._progress.add_task(shown.line(name), total=total, figures=text)
         self._progress.update(self._tasks[name], completed=done, total=total, figures=text)
 
     def _drop(self, name: str) -> None:

@@ -40,13 +40,17 @@ class Problem:
         place = self.file or ""
         if place and self.line is not None:
             place += f":{self.line}"
-        return ": ".join(part for part in (place, self.field, self.message) if part)
+        return _one_line(": ".join(part for part in (place, self.field, self.message) if part))
 
 
 class SdbuildError(Exception):
     """Base of the tree; its message is one or a few lines for people."""
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        """Take each line by itself: a break inside one is part of a name or a value, and is spelled out."""
+        super().__init__("\n".join(map(_one_line, lines)))
 
 
 class InputError(SdbuildError):
@@ -58,7 +62,7 @@ class InputError(SdbuildError):
         if isinstance(problems, str):
             problems = [Problem(message=problems)]
         self.problems: tuple[Problem, ...] = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(*map(str, self.problems))
 
 
 class RecipeError(InputError):
@@ -85,6 +89,10 @@ class UsageError(SdbuildError):
     """A command was called wrongly."""
 
     exit_code = 3
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def disk_full(error: OSError) -> bool:

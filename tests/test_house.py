@@ -121,6 +121,18 @@ def test_only_the_console_prints() -> None:
     assert found == {"console.py"}
 
 
+def test_an_error_takes_each_of_its_lines_by_itself() -> None:
+    """A break inside one would be shown as part of a name."""
+    found = set()
+    for _, path in modules():
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(("Error", "Problem", ".warn", ".say")):
+                texts = (node.value for node in ast.walk(call) if isinstance(node, ast.Constant))
+                if any(isinstance(text, str) and "\n" in text and text != "\n" for text in texts):
+                    found.add(f"{path.relative_to(PACKAGE)}:{call.lineno}")
+    assert not found
+
+
 @pytest.mark.parametrize(
     "program",
     [

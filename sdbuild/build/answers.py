@@ -43,7 +43,7 @@ def error_of(answer: Event) -> SdbuildError | KeyboardInterrupt:
         return DataError(problems) if answer["kind"] == "DataError" else InputError(problems)
     if answer["kind"] == INTERRUPTED:
         return KeyboardInterrupt(answer["message"])
-    return StepError(answer["message"])
+    return StepError(*answer["message"].split("\n"))
 
 
 def ended(code: int) -> str:

@@ -18,7 +18,7 @@ from sdbuild import families
 from sdbuild.build.project import Project
 from sdbuild.build.worker import die_with_parent, surroundings
 from sdbuild.data.records import write_captions
-from sdbuild.errors import DataError, InputError, SdbuildError, StepError, UsageError
+from sdbuild.errors import DataError, InputError, Problem, SdbuildError, StepError, UsageError
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
@@ -130,7 +130,8 @@ def _ask(project: Project, name: str, request: Mapping[str, Any]) -> dict[str, A
     if done.returncode == 0:
         answer = json.loads(done.stdout.splitlines()[-1])
     if "problem" in answer:
-        raise (InputError if answer["input"] else StepError)(answer["problem"])
+        lines = answer["problem"].split("\n")
+        raise InputError(Problem(message=line) for line in lines) if answer["input"] else StepError(*lines)
     if not answer:
         told = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
         remedy = "; it may have run out of memory" if done.returncode == -9 else ""

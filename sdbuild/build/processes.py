@@ -225,7 +225,7 @@ class Members:
                 if rank == 0 and event["kind"] != CRASH:
                     raise error
                 if wrong is None or event["kind"] != CRASH:
-                    wrong = StepError(f"{name}: {event['message']}") if event["kind"] == CRASH else error
+                    wrong = StepError(*f"{name}: {error}".split("\n")) if event["kind"] == CRASH else error
             elif event["event"] == "ended":
                 error = StepError(f"{name} {ended(event['code'])}; see {self._log}")
                 if rank in waiting and event["code"] < 0:

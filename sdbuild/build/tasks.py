@@ -27,6 +27,7 @@ from sdbuild.errors import InputError, SdbuildError, of_system
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_project, recipe_files
 from sdbuild.recipe.models import Recipe
+from sdbuild.storage import shown
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -163,6 +164,7 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
     Exits with 2 and one message if recipes are wrong.
     """
     global _engine
+    shown.guard()
     console = Console()
     project = Project(root.resolve())
     end_quietly()
@@ -200,7 +202,7 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
 
 def _doc(recipe: Recipe) -> str:
     with_ = f" with {', '.join(f'{key} {value}' for key, value in recipe.varied.items())}" if recipe.varied else ""
-    return f"adapter and samples of recipes/{recipe.group}.yaml{with_}"
+    return shown.line(f"adapter and samples of recipes/{recipe.group}.yaml{with_}")  # doit prints it by itself
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -152,7 +152,7 @@ class _Captioning:
         found.add(desk.answers)
         found.asked |= {missing[key].image.key for key in desk.answers}
         if halted is not None or desk.problems:
-            raise StepError(_what_failed(settings, desk.problems, halted, len(desk.answers), len(missing)))
+            raise StepError(*_what_failed(settings, desk.problems, halted, len(desk.answers), len(missing)))
 
     def _look_at(self, texts: Mapping[Slot, str]) -> None:
         empty = [
@@ -162,7 +162,7 @@ class _Captioning:
         ]
         if empty:
             lines = _lines(empty)
-            raise StepError("\n".join([*lines, "change avoid or replace, or write their captions into .txt files"]))
+            raise StepError(*lines, "change avoid or replace, or write their captions into .txt files")
         words = self._section.passes[-1].get("avoid") or ()
         found = sorted({word for text in texts.values() for word in avoided(text, words)})
         if found:
@@ -194,12 +194,12 @@ def _check_limits(settings: Mapping[str, Any], questions: Sequence[Question], pa
 
 def _what_failed(
     settings: Mapping[str, Any], problems: Sequence[Problem], halted: AskError | None, done: int, total: int
-) -> str:
+) -> list[str]:
     kept = f"{done} of {total} captions arrived and are kept; doit asks for the others"
     lines = _lines(problems)
     if halted is not None:
         lines.append(f"{settings['from']}: {halted}")
-    return "\n".join([*lines, kept])
+    return [*lines, kept]
 
 
 def _lines(problems: Iterable[Problem]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -67,7 +66,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
     steps = forecast(find_project(), options.recipes)
     if options.json:
-        console.say(json.dumps({"steps": steps}, ensure_ascii=False, indent=1))
+        console.json({"steps": steps})
         return 0
     console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
     for word in dict.fromkeys(word for step in steps for word in step.get("lacking", ())):
@@ -98,7 +97,7 @@ def _asks(ask: Mapping[str, Any]) -> str:
 def _schema(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.recipe.schema import json_schema
 
-    console.say(json.dumps(json_schema(), ensure_ascii=False, indent=2))
+    console.json(json_schema(), indent=2)
     return 0
 
 

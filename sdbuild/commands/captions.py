@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild.build.project import find_project
 from sdbuild.console import Console
-from sdbuild.errors import DataError, UsageError
+from sdbuild.errors import DataError, Problem, UsageError
 
 if TYPE_CHECKING:
     from sdbuild.review.findings import Row
@@ -122,7 +121,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
             "pictures": [row.as_json() for row in shown],
             "troubles": material.troubles,
         }
-        console.say(json.dumps(found, ensure_ascii=False, indent=1))
+        console.json(found)
         return 0
     console.table(("picture", "caption", "origin", "tokens", "worth a look"), map(_cells, shown))
     if inspector.why_not:
@@ -198,7 +197,8 @@ def _edit(options: argparse.Namespace, console: Console) -> int:
     try:
         _write(material, editing.changes_of(material, path), console)
     except DataError as error:
-        raise DataError(f"{error}\nyour text is kept: {editing.again(name, path)}") from None
+        kept = Problem(message=f"your text is kept: {editing.again(name, path)}")
+        raise DataError([*error.problems, kept]) from None
     if options.source is None:
         path.unlink()
     return 0
@@ -285,7 +285,7 @@ def _tags(options: argparse.Namespace, console: Console) -> int:
     captioned = sum(bool(entry.bare) for entry in material.entries)
     if options.json:
         rows = [{"tag": tag.name, "pictures": tag.pictures, "alike": tag.spellings} for tag in tags]
-        console.say(json.dumps({"pictures": captioned, "tags": rows}, ensure_ascii=False, indent=1))
+        console.json({"pictures": captioned, "tags": rows})
         return 0
     cells = ((tag.name, str(tag.pictures), f"{tag.pictures / captioned:.0%}", ", ".join(tag.spellings)) for tag in tags)
     console.table(("tag", "pictures", "share", "spelled alike"), cells)

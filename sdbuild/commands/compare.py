@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from sdbuild.build.project import find_project
@@ -25,7 +24,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     found = compare(find_project(), options.recipes, console)
     if options.json:
-        console.say(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
+        console.json(found.to_json())
         return 0
     console.table(*found.table())
     for line in found.notes():

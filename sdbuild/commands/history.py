@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def _log(options: argparse.Namespace, console: Console) -> int:
 
     found = log(find_project(), options.recipe, options.number, None if options.json else console)
     if options.json:
-        console.say(json.dumps({"states": [each.to_json() for each in found]}, ensure_ascii=False, indent=1))
+        console.json({"states": [each.to_json() for each in found]})
     elif found:
         console.table(COLUMNS, (each.row() for each in found))
     else:
@@ -51,7 +50,7 @@ def _diff(options: argparse.Namespace, console: Console) -> int:
 
     found = diff(find_project(), options.old, options.new, options.recipe, None if options.json else console)
     if options.json:
-        console.say(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
+        console.json(found.to_json())
         return 0
     for line in found.lines():
         console.styled(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
@@ -34,7 +33,7 @@ def _probe(options: argparse.Namespace, console: Console) -> int:
 
     found = probe(find_project(), options.recipe, say, predict=options.predict, device=options.device)
     if options.json:
-        console.say(json.dumps(found, ensure_ascii=False, indent=1))
+        console.json(found)
         return 0
     for line in memory.words(found):
         console.say(line)

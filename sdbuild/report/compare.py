@@ -20,7 +20,7 @@ from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import group_of
 from sdbuild.report.grids import draw_beside
 from sdbuild.report.objects import Objects
-from sdbuild.report.words import figure, plain, value
+from sdbuild.report.words import figure, value
 
 MEASURED = "samples.metrics.json"
 """What a grid with `sample.measure` comes with."""
@@ -253,7 +253,7 @@ def _row(candidate: Candidate, keys: Sequence[str], measured: Sequence[str]) -> 
     figures = (losses.get("adapter"), losses.get("base"), candidate.train_loss, candidate.seconds_per_step)
     return [
         str(candidate.rank) if candidate.rank else candidate.state,
-        plain(candidate.recipe),
+        candidate.recipe,
         *(value(candidate.settings[key]) for key in keys),
         *("" if found is None else figure(found) for found in figures),
         "" if candidate.memory is None else f"{candidate.memory / 2**20:,.0f} MiB",

@@ -17,7 +17,7 @@ from sdbuild.report.grids import draw_beside
 from sdbuild.report.objects import Objects
 from sdbuild.report.states import Record, State, States
 from sdbuild.report.unknown import refuse_unknown
-from sdbuild.report.words import REMEDY, Line, details, plain
+from sdbuild.report.words import REMEDY, Line, details
 
 GRID = "grid.png"
 
@@ -146,7 +146,7 @@ def _unbuilt(project: Project, state: State, wanted: Sequence[str]) -> list[str]
 def _name(state: State) -> str:
     if state.commit is None:
         return "what is built here"
-    return f"{state.commit.short} ({plain(state.commit.subject)})"
+    return f"{state.commit.short} ({state.commit.subject})"
 
 
 def _state_to_json(state: State) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sdbuild.report.difference import Difference, contents, difference, same
 from sdbuild.report.objects import Objects
 from sdbuild.report.states import Record, States
 from sdbuild.report.unknown import refuse_unknown
-from sdbuild.report.words import plain, summary
+from sdbuild.report.words import summary
 
 COLUMNS = ("commit", "date", "author", "recipe", "what changed")
 
@@ -29,15 +29,14 @@ class Built:
     """None for what is not committed."""
     difference: Difference
 
-    def row(self) -> tuple[str, str, str, str, str]:
+    def row(self) -> tuple[str | tuple[str, ...], ...]:
         """For people, by `COLUMNS`."""
         lines = list(summary(self.difference))
         recipe = self.difference.recipe
         if self.commit is None:
-            return "-", "", "", recipe, "\n".join(("not committed", *lines))
+            return "-", "", "", recipe, ("not committed", *lines)
         date = datetime.datetime.fromisoformat(self.commit.date).strftime("%Y-%m-%d %H:%M")
-        subject = plain(self.commit.subject)
-        return self.commit.short, date, plain(self.commit.author), recipe, "\n".join((subject, *lines))
+        return self.commit.short, date, self.commit.author, recipe, (self.commit.subject, *lines)
 
     def to_json(self) -> dict[str, Any]:
         """For programs; `commit`, `date`, `author` and `subject` are null for what is not committed."""

@@ -28,7 +28,7 @@ from sdbuild.report.difference import settings
 from sdbuild.report.header import Header, read_header
 from sdbuild.report.objects import Objects, has_remote
 from sdbuild.report.states import Record, State, States
-from sdbuild.report.words import changed_value, plain, value
+from sdbuild.report.words import changed_value, value
 
 LONG = 200
 """Letters of a header's text that are shown."""
@@ -118,32 +118,32 @@ def _described(name: str, header: Header) -> Iterator[str]:
     numbers = f"{header.tensors} tensors with {header.numbers:,} numbers ({', '.join(header.dtypes)})"
     if "sdbuild.recipe" not in said:
         ours = said.get("format", "").startswith("sdbuild-")
-        yield f"{plain(name)} {'holds latents or texts of sdbuild, no adapter' if ours else 'was not made by sdbuild'}"
+        yield f"{name} {'holds latents or texts of sdbuild, no adapter' if ours else 'was not made by sdbuild'}"
         yield f"  {numbers}"
-        yield from (f"  {plain(key)}: {_cut(plain(said[key]))}" for key in sorted(said))
+        yield from (f"  {key}: {_cut(said[key])}" for key in sorted(said))
         if not said:
             yield "  its header says nothing more"
         return
     spec = _spec(header)
-    made = plain(said.get("sdbuild.version", "unknown"))
-    yield f"{plain(name)} is an adapter of the recipe {plain(said['sdbuild.recipe'])}, made by sdbuild {made}"
+    made = said.get("sdbuild.version", "unknown")
+    yield f"{name} is an adapter of the recipe {said['sdbuild.recipe']}, made by sdbuild {made}"
     yield f"  {numbers}"
     if "sdbuild.step" in said:
         train = (spec or {}).get("train")
         whole = train.get("steps") if isinstance(train, dict) else None
-        yield f"  after step {plain(said['sdbuild.step'])}{f' of {plain(str(whole))}' if whole else ''}"
+        yield f"  after step {said['sdbuild.step']}{f' of {whole!s}' if whole else ''}"
     if "sdbuild.pictures" in said:
-        yield f"  pictures: {plain(said['sdbuild.pictures'])}, and {plain(said.get('sdbuild.holdout', '0'))} held out"
-    yield f"  data digest: {plain(said.get('sdbuild.data_digest', 'unknown'))}"
+        yield f"  pictures: {said['sdbuild.pictures']}, and {said.get('sdbuild.holdout', '0')} held out"
+    yield f"  data digest: {said.get('sdbuild.data_digest', 'unknown')}"
     digest = said.get("sdbuild.base_digest", "unknown")
     base = _embedded_base(digest, spec)
-    yield f"  base digest: {plain(digest)}{f' ({base}, embedded)' if base else ''}"
+    yield f"  base digest: {digest}{f' ({base}, embedded)' if base else ''}"
     libraries = {
         key.removeprefix("sdbuild.").removesuffix("_version"): said[key]
         for key in sorted(said)
         if key.startswith("sdbuild.") and key.endswith("_version")
     }
-    yield f"  with {', '.join(f'{plain(name)} {plain(number)}' for name, number in libraries.items())}"
+    yield f"  with {', '.join(f'{name} {number}' for name, number in libraries.items())}"
     if spec is None:
         yield "  its settings are not in the header; these are:"
         shown: Mapping[str, Any] = {key: said[key] for key in sorted(said) if key.startswith(("ss_", "modelspec."))}
@@ -151,7 +151,7 @@ def _described(name: str, header: Header) -> Iterator[str]:
         hidden = ("reads", "version", "name")
         shown = {"resolution": said.get("modelspec.resolution"), **{k: v for k, v in spec.items() if k not in hidden}}
     yield "settings"
-    yield from (f"  {plain(key)}: {_cut(value(found))}" for key, found in flat(shown).items())
+    yield from (f"  {key}: {_cut(value(found))}" for key, found in flat(shown).items())
 
 
 def _placed(project: Project, revisions: Revisions, objects: Objects, file: Path, spec: Any) -> Iterator[str]:
@@ -163,7 +163,7 @@ def _placed(project: Project, revisions: Revisions, objects: Objects, file: Path
     commit, record = origin.state.commit, origin.record
     where = "what is built here and not committed"
     if commit is not None:
-        where = f"commit {commit.short} of {commit.date[:10]} ({plain(commit.author)}: {plain(commit.subject)})"
+        where = f"commit {commit.short} of {commit.date[:10]} ({commit.author}: {commit.subject})"
     yield {
         "bytes": f"made by {where}: the same bytes",
         "settings": f"{where} was built with these settings, but gave other bytes (another machine or version?)",
@@ -171,10 +171,10 @@ def _placed(project: Project, revisions: Revisions, objects: Objects, file: Path
     }[origin.likeness]
     base = {key: found for key, found in (record.compiled.get("base") or {}).items() if found is not None}
     if base:
-        yield f"  base: {', '.join(f'{plain(key)} {plain(str(found))}' for key, found in base.items())}"
+        yield f"  base: {', '.join(f'{key} {found!s}' for key, found in base.items())}"
     folders = [row["path"] for row in (record.compiled.get("recipe") or {}).get("datasets", ())]
     if folders:
-        yield f"  datasets: {plain(', '.join(folders))}"
+        yield f"  datasets: {', '.join(folders)}"
     now = states.working().records.get(record.recipe)
     if now is None:
         yield f"  the recipe {record.recipe} is not built here now"

@@ -17,14 +17,9 @@ QUIET_METRICS = frozenset({"seconds", "memory", "steps", "pictures", "holdout", 
 REMEDY = "`sdbuild pull` brings it"
 
 
-def plain(text: str) -> str:
-    """A text from elsewhere on one line of a terminal: what would steer the terminal is spelled out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def value(found: Any) -> str:
     """A setting."""
-    return repr(found) if found is ABSENT else plain(json.dumps(found, ensure_ascii=False))
+    return repr(found) if found is ABSENT else json.dumps(found, ensure_ascii=False)
 
 
 def figure(found: Any) -> str:
@@ -34,15 +29,15 @@ def figure(found: Any) -> str:
 
 def changed_value(change: Change) -> str:
     """`train.learning_rate: 0.001 -> 0.0005`."""
-    return f"{plain(change.key)}: {value(change.old)} -> {value(change.new)}"
+    return f"{change.key}: {value(change.old)} -> {value(change.new)}"
 
 
 def changed_figures(difference: Difference) -> list[str]:
     """Metrics that say how good the adapter is: `train_loss: 0.41 -> 0.4`, or their values in a first state."""
     told = [change for change in difference.metrics if change.key not in QUIET_METRICS]
     if difference.event == "added":
-        return [f"{plain(change.key)}: {figure(change.new)}" for change in told]
-    return [f"{plain(change.key)}: {figure(change.old)} -> {figure(change.new)}" for change in told]
+        return [f"{change.key}: {figure(change.new)}" for change in told]
+    return [f"{change.key}: {figure(change.old)} -> {figure(change.new)}" for change in told]
 
 
 def summary(difference: Difference) -> Iterator[str]:
@@ -83,14 +78,14 @@ def details(difference: Difference) -> Iterator[Line]:
         yield (("pictures", "strong"),)
         for style, sign, found in (("new", "+", pictures.added), ("old", "-", pictures.removed)):
             for picture in found:
-                caption = f"  {plain(picture.caption)}" if picture.caption else ""
-                yield ((f"  {sign} {plain(picture.path)}", style), (caption, "faint"))
-        yield from (((f"  ~ {plain(new.path)}", ""),) for _, new in pictures.changed)
-        yield from (((f"  {plain(old.path)} -> {plain(new.path)}", ""),) for old, new in pictures.renamed)
+                caption = f"  {picture.caption}" if picture.caption else ""
+                yield ((f"  {sign} {picture.path}", style), (caption, "faint"))
+        yield from (((f"  ~ {new.path}", ""),) for _, new in pictures.changed)
+        yield from (((f"  {old.path} -> {new.path}", ""),) for old, new in pictures.renamed)
     if pictures is not None and pictures.recaptioned:
         yield (("captions", "strong"),)
         for old, new in pictures.recaptioned:
-            yield ((f"  {plain(new.path)}: ", ""), *_word_pieces(old.caption or "", new.caption or ""))
+            yield ((f"  {new.path}: ", ""), *_word_pieces(old.caption or "", new.caption or ""))
     yield from _section("settings", map(changed_value, difference.settings))
     yield from _section("metrics", changed_figures(difference))
     yield from (((line, ""),) for line in missing(difference))
@@ -107,4 +102,4 @@ def _word_pieces(old: str, new: str) -> Iterator[tuple[str, str]]:
     marks = {"same": ("", "", ""), "old": ("[-", "-]", "old"), "new": ("{+", "+}", "new")}
     for mark, text in word_changes(old, new):
         before, after, style = marks[mark]
-        yield f"{before}{plain(text)}{after}", style
+        yield f"{before}{text}{after}", style

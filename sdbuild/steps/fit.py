@@ -63,8 +63,8 @@ def check(
     if (1 - MARGIN) * memory.total <= there.bound:
         warn(f"training takes {amounts}; it may run out (`sdbuild probe {spec['name']}` says what takes how much)")
         return
-    helps = "\n".join(f"  {line}" for line in helpful(spec, forecaster, there))
-    raise StepError(f"training cannot fit: it takes {amounts}\n{helps}\n{SWITCH}=off trains all the same")
+    helps = [f"  {line}" for line in helpful(spec, forecaster, there)]
+    raise StepError(f"training cannot fit: it takes {amounts}", *helps, f"{SWITCH}=off trains all the same")
 
 
 def check_before(spec: Mapping[str, Any], base: Path, images: Path, warn: Callable[[str], None]) -> None:

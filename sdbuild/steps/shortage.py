@@ -24,9 +24,9 @@ def memory_told(spec: Mapping[str, Any]) -> Iterator[None]:
         if not lacks_memory(error):
             raise
         reason = textwrap.shorten(str(error), 160, placeholder=" …")
-        remedies = "\n".join(f"  {remedy.says}" for remedy in remedies_of(spec))
+        remedies = [f"  {remedy.says}" for remedy in remedies_of(spec)]
         said = f": {reason}" if reason else ""
-        raise StepError(f"training ran out of memory{said}\nwhat helps, from the cheapest on:\n{remedies}") from error
+        raise StepError(f"training ran out of memory{said}", "what helps, from the cheapest on:", *remedies) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,9 +84,9 @@ class Along:
             if not disk_full(error):
                 raise
             raise StepError(
-                f"no room for the adapter after step {state.step}: {error.strerror}\n"
+                f"no room for the adapter after step {state.step}: {error.strerror}",
                 "make room (`sdbuild gc` says what can go) or set train.save_most; "
-                "then doit goes on from the last checkpoint"
+                "then doit goes on from the last checkpoint",
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -100,7 +100,8 @@ class Checkpoints:
                 raise
             raise StepError(
                 f"no room for a checkpoint of {_mebibytes(snapshot)} MiB after step {snapshot.step}: {error.strerror}; "
-                f"{self.kept}\nmake room (`sdbuild gc` says what can go), then doit goes on from there"
+                f"{self.kept}",
+                "make room (`sdbuild gc` says what can go), then doit goes on from there",
             ) from error
         for old in self._paths()[KEPT:]:
             old.unlink()

@@ -92,9 +92,10 @@ class Guard:
     def _broken(self, step: int, what: str, otherwise: str = "") -> StepError:
         clip = "set train.clip" if self.clip is None else f"lower train.clip ({self.clip:g})"
         return StepError(
-            f"training broke down at step {step + 1} of {self.steps}: {what}\n"
+            f"training broke down at step {step + 1} of {self.steps}: {what}",
             f"lower train.learning_rate ({self.rate_of(step):g} there), lengthen train.warmup, {clip}, "
-            f"or look at these pictures{otherwise}\n{self.kept()}"
+            f"or look at these pictures{otherwise}",
+            self.kept(),
         )
 
     def _worst(self) -> list[str]:
