@@ -10,6 +10,7 @@ from pathlib import Path
 from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families import sources
+from sdbuild.families.layout import damages
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
 from sdbuild.recipe.models import Recipe
@@ -24,9 +25,14 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
         folder = sources.find(base, project)
     except DataError as error:
         return in_recipe(recipe.name, error.problems)
-    looks: tuple[Callable[[], Iterable[Problem]], ...] = (lambda: sources.foreseen(base, project),)
+    parts: tuple[Callable[[], Iterable[Problem]], ...] = (
+        lambda: sources.damaged(base, project),
+        lambda: _mixed(recipe, project),
+    )
+    looks: tuple[Callable[[], Iterable[Problem]], ...] = (*parts, lambda: sources.foreseen(base, project))
     if folder is not None:
         looks = (
+            *parts,
             lambda: sources.problems(base, folder),
             lambda: _sides(recipe, folder),
             lambda: _drawn(recipe, folder),
@@ -79,6 +85,14 @@ def _sides(recipe: Recipe, folder: Path) -> Iterable[Problem]:
                 f"{side} is not divisible by {family.multiple}, as the base needs; choose such a resolution and step"
             )
             yield Problem(field=field, message=message)
+
+
+def _mixed(recipe: Recipe, project: Path) -> Iterable[Problem]:
+    """Files of other adapters that are none."""
+    for index, other in enumerate(recipe.sample.adapters if recipe.sample else ()):
+        if other.path is not None and (project / other.path).is_file():
+            for each in damages(project / other.path):
+                yield Problem(field=f"sample.adapters[{index}].path", message=f"{other.path} {each.message}")
 
 
 def _drawn(recipe: Recipe, folder: Path) -> Iterable[Problem]:

@@ -113,7 +113,7 @@ def _check_variants(
 def _of_base(recipe: Recipe) -> list[Any]:
     """What of a recipe `misfits` looks at, for variants that are alike in it."""
     said = recipe.resolved()
-    drawn = said["sample"] and said["sample"]["scheduler"]
+    drawn = said["sample"] and [said["sample"]["scheduler"], said["sample"].get("adapters")]
     return [said["base"], said["images"]["resolution"], said["datasets"], said["train"]["prediction"], drawn]
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sdbuild.errors import DataError, Problem
 from sdbuild.storage.atomic import renamed_to
+from sdbuild.storage.headers import Header, HeaderError, header_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +42,6 @@ DTYPES = {
     "F64": ("float64", 8),
 }
 """Safetensors' names of element types: torch's name and bytes an element."""
-
-MAX_HEADER = 100_000_000
-"""Bytes; what safetensors itself accepts."""
 
 Stamp = tuple[int, int, int]
 """Inode, size and modification time (ns) of a shard file: its identity while others may replace it."""
@@ -150,25 +148,19 @@ def read_index(file: BinaryIO, name: str) -> Index:
         ShardVersionError: it is a shard of another version.
     """
     stamp = stamp_of(os.fstat(file.fileno()))
-    length = int.from_bytes(file.read(8), "little")
-    if not 0 < length <= min(MAX_HEADER, stamp[1] - 8):
-        raise ShardDamagedError("its header is not whole")
     try:
-        header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__")
-        version = metadata["version"] if metadata["format"] == FORMAT else "unknown"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardDamagedError("its header cannot be read") from error
+        header = header_of(file)
+    except HeaderError as error:
+        raise ShardDamagedError(f"it {error}") from error
+    metadata = header.metadata
+    version = metadata.get("version", "unknown") if metadata.get("format") == FORMAT else "unknown"
     if version != str(VERSION):
         message = f"items of version {version}, this sdbuild reads {VERSION}: update sdbuild, or delete the file"
         raise ShardVersionError([Problem(file=name, message=f"{message} and build again")])
     try:
-        entries = _entries(header, metadata["crc"].split(), start=8 + length)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = _entries(header, metadata["crc"].split())
+    except (ValueError, KeyError) as error:
         raise ShardDamagedError("its header is not consistent") from error
-    end = max((entry.offset + entry.size for entry in entries.values()), default=8 + length)
-    if end != stamp[1]:
-        raise ShardDamagedError(f"it has {stamp[1]} bytes of {end}")
     return Index(stamp, entries)
 
 
@@ -208,20 +200,20 @@ def _header(parts: Sequence[Part]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _entries(header: Mapping[str, Any], crcs: Sequence[str], start: int) -> dict[str, Entry]:
+def _entries(header: Header, crcs: Sequence[str]) -> dict[str, Entry]:
     tensors: dict[str, list[TensorSpec]] = {}
     sizes: dict[str, int] = {}
     offset = 0
-    for full_name, value in header.items():
+    for full_name, stored in header.tensors.items():
         key, _, name = full_name.partition("/")
-        spec = TensorSpec(name, value["dtype"], tuple(value["shape"]))
-        if value["data_offsets"] != [offset, offset + spec.size]:
+        spec = TensorSpec(name, stored.dtype, stored.shape)
+        if (stored.start, stored.end) != (offset, offset + spec.size):
             raise ValueError(full_name)
         offset += spec.size
         tensors.setdefault(key, []).append(spec)
         sizes[key] = sizes.get(key, 0) + spec.size
     entries: dict[str, Entry] = {}
-    position = start
+    position = header.start
     for key, crc in zip(tensors, crcs, strict=True):
         entries[key] = Entry(tuple(tensors[key]), int(crc, 16), position, sizes[key])
         position += sizes[key]

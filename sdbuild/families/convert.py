@@ -28,8 +28,9 @@ from sdbuild.families.description import Description
 from sdbuild.families.keys import TEXT_ROOT
 from sdbuild.families.layout import INDEX, config_name, read_config, read_json, read_layout
 from sdbuild.families.original import VAE
-from sdbuild.families.single import CONFIGS, carried, identify, prediction, read_header
+from sdbuild.families.single import CONFIGS, carried, identify, prediction, shapes_of
 from sdbuild.recipe.places import is_pickle
+from sdbuild.storage.headers import read_header
 
 WEIGHTS = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
 _WORDS = ("<|startoftext|>", "<|endoftext|>")
@@ -98,9 +99,10 @@ def _opened(
             lambda name: _wide(tensors[name]),
         )
         return
-    shapes, metadata = read_header(file)
+    header = read_header(file)
+    shapes = shapes_of(header)
     with safe_open(file, framework="pt") as opened:
-        yield sorted(shapes), shapes, metadata, lambda name: _wide(opened.get_tensor(name))
+        yield sorted(shapes), shapes, header.metadata, lambda name: _wide(opened.get_tensor(name))
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

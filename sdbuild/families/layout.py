@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.errors import DataError, Problem
+from sdbuild.storage.headers import read_header
 
 INDEX = "model_index.json"
 WEIGHTS = ".safetensors"
@@ -79,7 +80,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise DataError([Problem(file=str(file), message="is missing; the base is incomplete")]) from None
     except OSError as error:
         raise DataError([Problem(file=str(file), message=f"cannot be read ({error.strerror})")]) from error
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError([Problem(file=str(file), message="is not JSON; copy the base again")]) from None
     if not isinstance(content, dict):
         raise DataError([Problem(file=str(file), message="is not a JSON object; copy the base again")])
@@ -169,27 +170,20 @@ def _absence(folder: Path, path: str) -> Problem:
 
 def _damages(folder: Path, component: str) -> Iterator[Problem]:
     for file in component_files(folder, component):
-        if file.suffix == ".safetensors" and (reason := safetensors_damage(file)):
-            yield Problem(file=str(file), message=f"is damaged ({reason}); copy or download it again")
+        if file.suffix == WEIGHTS:
+            yield from damages(file)
 
 
-def safetensors_damage(file: Path) -> str | None:
-    """Say what is wrong with a safetensors file by its header and size; None if nothing is."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            return "cut short"
-        try:
-            header = json.loads(stream.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return "not safetensors"
-    if size != 8 + length + end:
-        return "cut short" if size < 8 + length + end else "longer than its header says"
-    return None
+def damages(file: Path) -> Iterator[Problem]:
+    """What is wrong with a file of weights, by its header."""
+    try:
+        read_header(file)
+    except DataError as error:
+        yield from error.problems
 
 
 def _shards(index: Path) -> set[str]:
-    shards: dict[str, str] = read_json(index).get("weight_map", {})
-    return {name for name in shards.values() if name.endswith(".safetensors")}
+    shards = read_json(index).get("weight_map", {})
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise DataError([Problem(file=str(index), message="does not name the files of weights; copy the base again")])
+    return {name for name in shards.values() if name.endswith(WEIGHTS)}

@@ -19,14 +19,15 @@ from sdbuild import families
 from sdbuild.errors import DataError, Problem, StepError
 from sdbuild.families.description import Description
 from sdbuild.families.digest import md5_file
-from sdbuild.families.layout import INDEX, read_json, read_layout, safetensors_damage
+from sdbuild.families.layout import INDEX, read_json, read_layout
+from sdbuild.storage.headers import Header, read_header
 from sdbuild.storage.memory import recall, remember
 
 VERSION = 1
 """Raised by hand when a conversion gives other files."""
 CONFIGS = Path(__file__).parent / "configs"
 """Configurations of the models as published, a file each."""
-Header = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a file, by name."""
 
 
@@ -80,25 +81,16 @@ def convert_vae(file: Path, base: Path, private: Path) -> Path:
 
 def look(file: Path, config: Path | None) -> Description:
     """Tell a checkpoint's family by its header, and whether there are configurations for it; as `convert`."""
-    shapes, _ = read_header(file)
+    shapes = shapes_of(read_header(file))
     description = identify(shapes, file)
     if config is None:
         carried(description, shapes, file)
     return description
 
 
-def read_header(file: Path) -> tuple[Header, Mapping[str, str]]:
-    """Read the shapes of a safetensors file's tensors, and its metadata.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    if reason := safetensors_damage(file):
-        raise DataError([Problem(file=str(file), message=f"is damaged ({reason}); copy or download it again")])
-    with file.open("rb") as stream:
-        content = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    metadata = content.pop("__metadata__", None) or {}
-    return {name: tuple(entry["shape"]) for name, entry in content.items()}, metadata
+def shapes_of(header: Header) -> Shapes:
+    """Shape of each tensor of a file, by name."""
+    return {name: each.shape for name, each in header.tensors.items()}
 
 
 def identify(names: Collection[str], file: Path) -> Description:
@@ -127,7 +119,7 @@ def identify(names: Collection[str], file: Path) -> Description:
     raise DataError([Problem(file=str(file), message=f"{message}; name one with UNet or transformer, VAE and text")])
 
 
-def carried(description: Description, shapes: Header, file: Path) -> dict[str, Any]:
+def carried(description: Description, shapes: Shapes, file: Path) -> dict[str, Any]:
     """Configurations of a published model that a checkpoint has the shape of, by component.
 
     Raises:

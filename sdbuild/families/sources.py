@@ -16,7 +16,7 @@ from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families import compose, hub, single
 from sdbuild.families.description import Description
-from sdbuild.families.layout import INDEX, WEIGHTS, read_config
+from sdbuild.families.layout import INDEX, WEIGHTS, damages, part_problems, read_config
 from sdbuild.recipe.places import config_place, embedded, is_hub_id, is_pickle, place_of
 
 
@@ -184,6 +184,27 @@ def problems(source: Source, folder: Path) -> list[Problem]:
         if own != predicts:
             wrong("prediction_type", f"is {predicts}, but the base says {own}; mend or remove it")
     return found
+
+
+def damaged(source: Source, project: Path) -> list[Problem]:
+    """What is wrong with the files of this machine that a recipe puts beside its base: its VAE and its refiner."""
+    found: list[Problem] = []
+    for field, name in (("base.vae", source.vae), ("base.refiner", source.refiner)):
+        place = None if name is None else place_of(name, project)
+        if place is None:
+            continue
+        if place.is_file():
+            wrong = damages(place)
+        elif field == "base.vae" and (place / "config.json").is_file():
+            wrong = part_problems(place.parent, place.name)
+        else:
+            wrong = part_problems(place, "vae" if field == "base.vae" else "unet")
+        found += (Problem(field=field, message=f"{_relative(each.file, project)} {each.message}") for each in wrong)
+    return found
+
+
+def _relative(file: str | None, project: Path) -> str:
+    return str(file).removeprefix(f"{project}/")
 
 
 def foreseen(source: Source, project: Path) -> list[Problem]:

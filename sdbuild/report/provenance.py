@@ -25,13 +25,15 @@ from sdbuild.recipe.places import BASES, embedded
 from sdbuild.recipe.train import deciding
 from sdbuild.report.changes import value_changes
 from sdbuild.report.difference import settings
-from sdbuild.report.header import Header, read_header
 from sdbuild.report.objects import Objects, has_remote
 from sdbuild.report.states import Record, State, States
 from sdbuild.report.words import changed_value, value
+from sdbuild.storage.headers import Header, read_header
 
 LONG = 200
 """Letters of a header's text that are shown."""
+DEEPEST = 32
+"""Levels that a header's spec may have to be one."""
 OUTS = ("adapter", "adapters")
 """Folders of a recipe with adapters: the result, and those that were kept on the way."""
 Likeness = Literal["bytes", "settings", "unknown"]
@@ -115,7 +117,7 @@ def _repeats(before: Record | None, record: Record) -> bool:
 
 def _described(name: str, header: Header) -> Iterator[str]:
     said = header.metadata
-    numbers = f"{header.tensors} tensors with {header.numbers:,} numbers ({', '.join(header.dtypes)})"
+    numbers = f"{len(header.tensors)} tensors with {header.numbers:,} numbers ({', '.join(header.dtypes)})"
     if "sdbuild.recipe" not in said:
         ours = said.get("format", "").startswith("sdbuild-")
         yield f"{name} {'holds latents or texts of sdbuild, no adapter' if ours else 'was not made by sdbuild'}"
@@ -218,7 +220,15 @@ def _spec(header: Header) -> Mapping[str, Any] | None:
         spec = json.loads(header.metadata.get("sdbuild.spec", ""))
     except (ValueError, RecursionError):
         return None
-    return spec if isinstance(spec, dict) else None
+    return spec if isinstance(spec, dict) and _depth(spec) <= DEEPEST else None
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+        level, depth = [part for part in level if isinstance(part, dict | list)], depth + 1
+    return depth
 
 
 def _embedded_base(digest: str, spec: Mapping[str, Any] | None) -> str | None:

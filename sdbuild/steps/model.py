@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,6 +25,7 @@ from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
 from sdbuild.methods.spec import Layered, MethodSpec
 from sdbuild.recipe.methods import method_of
+from sdbuild.storage.headers import read_header
 from sdbuild.training.precision import Precision, checkpoint_gradients
 
 
@@ -144,8 +145,7 @@ def _other(pipeline: Any, family: Family, other: Other, name: str) -> _Addition:
 
 def method_in(file: Path) -> MethodSpec | None:
     """Return the method that an adapter's file says it was made by; None for files of other tools."""
-    with safe_open(file, framework="pt") as opened:
-        spec = (opened.metadata() or {}).get("sdbuild.spec")
+    spec = read_header(file).metadata.get("sdbuild.spec")
     return None if spec is None else method_of(json.loads(spec)["method"])
 
 
@@ -165,7 +165,7 @@ def _blamed(index: int, other: Other) -> Iterator[None]:
     except InputError as error:
         told = (Problem(field=field, message=f"{other.name}: {each.message}") for each in error.problems)
         raise DataError(told) from error
-    except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         remedy = "it takes LoRAs and their kin that were made for a base of the same family"
         raise DataError([Problem(field=field, message=f"{other.name} does not go with this base; {remedy}")]) from error
 

@@ -81,9 +81,9 @@ def grow(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda base: cut(base / "unet/diffusion_pytorch_model.safetensors", 9000), r"unet/.*damaged \(cut short\)"),
-        (lambda base: cut(base / "vae/diffusion_pytorch_model.safetensors", 5), r"vae/.*damaged \(cut short\)"),
-        (lambda base: cut(base / "text_encoder/model.safetensors", 0), r"text_encoder/.*damaged \(cut short\)"),
+        (lambda base: cut(base / "unet/diffusion_pytorch_model.safetensors", 9000), r"unet/.*damaged \(cut short"),
+        (lambda base: cut(base / "vae/diffusion_pytorch_model.safetensors", 5), r"vae/.*damaged \(cut short"),
+        (lambda base: cut(base / "text_encoder/model.safetensors", 0), r"text_encoder/.*damaged \(cut short"),
         (lambda base: grow(base / "text_encoder/model.safetensors"), "longer than its header says"),
         (lambda base: (base / "vae/config.json").unlink(), r"vae/config.json: is missing; the base is incomplete"),
         (lambda base: (base / "unet/config.json").write_text("}"), r"unet/config.json: is not JSON"),
