@@ -194,8 +194,8 @@ def _covered(tensors: Mapping[str, Stored]) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        _damaged(f"its header names {_name(next(key for key, _ in pairs if key in seen or seen.add(key)))} twice")
+        keys = [key for key, _ in pairs]
+        _damaged(f"its header names {_name(next(key for key in keys if keys.count(key) > 1))} twice")
     return found
 
 

@@ -19,6 +19,7 @@ from sdbuild.families.networks import load_network
 from sdbuild.families.original import VAE
 from sdbuild.families.sources import bring, find, problems
 from sdbuild.plan.model import Base
+from sdbuild.storage.headers import read_header
 from tests.original import copy_configurations, make_single
 from tests.tiny import PIPELINES, make_pipeline
 
@@ -55,8 +56,7 @@ def test_a_single_file_is_the_same_base_as_its_folder(pair: tuple[str, Path, Pat
 
 def test_a_header_is_enough_to_tell_the_family(pair: tuple[str, Path, Path]) -> None:
     name, _, file = pair
-    shapes, _ = single.read_header(file)
-    assert single.identify(shapes, file).name == name
+    assert single.identify(read_header(file).tensors, file).name == name
 
 
 def test_a_file_of_a_size_of_its_own_needs_configurations(pair: tuple[str, Path, Path]) -> None:

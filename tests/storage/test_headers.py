@@ -38,6 +38,10 @@ def row(text: str) -> bytes:
 
 def malformed() -> Iterator[tuple[bytes, str]]:
     """Files that are none, and what is said of them."""
+    metadata: Any
+    dtype: Any
+    shape: Any
+    offsets: Any
     yield b"", "cut short"
     yield b"\1\2\3", "cut short"
     yield b"x" * 12, "is no safetensors file"
