@@ -153,7 +153,9 @@ def read_index(file: BinaryIO, name: str) -> Index:
     except HeaderError as error:
         raise ShardDamagedError(f"it {error}") from error
     metadata = header.metadata
-    version = metadata.get("version", "unknown") if metadata.get("format") == FORMAT else "unknown"
+    if not {"format", "version", "crc"} <= metadata.keys():
+        raise ShardDamagedError("its header is of no shard")
+    version = metadata["version"] if metadata["format"] == FORMAT else "unknown"
     if version != str(VERSION):
         message = f"items of version {version}, this sdbuild reads {VERSION}: update sdbuild, or delete the file"
         raise ShardVersionError([Problem(file=name, message=f"{message} and build again")])
