@@ -11,10 +11,10 @@ demo: $(READY)  ## build the example: an adapter and a grid of samples
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/doit emoji-3d
 
 test: $(READY) lint  ## everything that runs in CI
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not campaign"
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not campaign"
 
 test-all: $(READY) lint  ## with the slow campaigns
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -25,6 +25,7 @@ bench: $(READY)  ## speed and memory, as ratios
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about a gigabyte, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,3 +199,13 @@ def swept_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def swept(swept_template: Swept, tmp_path: Path) -> Work:
     """A copy of it."""
     return Work(swept_template.root).copy(tmp_path / "project")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests of each folder passed: a folder that is missing was not collected."""
+    passed = terminalreporter.stats.get("passed", [])
+    parts = (report.nodeid.partition("::")[0].split("/") for report in passed)
+    folders = Counter("/".join(part[:2]) if len(part) > 2 else part[0] for part in parts)
+    if len(folders) > 1:
+        counts = ", ".join(f"{folder} {count:,}" for folder, count in sorted(folders.items()))
+        terminalreporter.write_line(f"passed by folder: {counts}")
