@@ -145,6 +145,9 @@ class KeyMap(Protocol):
     def kohya(self, component: Component, path: str) -> str:
         """Return the name in kohya's, ComfyUI's and A1111's files, e.g. ``lora_unet_down_blocks_0_…_to_q``."""
 
+    def authors(self, component: Component, path: str) -> tuple[str, bool]:
+        """Return a name under which readers apply any change, and whether it has the halves of the rows exchanged."""
+
     def path(self, name: str) -> tuple[Component, str]:
         """Return component and path of such a name; `ValueError` for a name that this family does not have."""
 

@@ -45,6 +45,10 @@ class KohyaKeys:
         path = self.filed(path) if component == self._denoiser else TEXT_ROOT + path.removeprefix(TEXT_ROOT)
         return f"{self._prefixes[component]}_{path.replace('.', '_')}"
 
+    def authors(self, component: Component, path: str) -> tuple[str, bool]:
+        """Return a name under which readers apply any change, and whether it has the halves of the rows exchanged."""
+        return self.kohya(component, path), False
+
     def path(self, name: str) -> tuple[Component, str]:
         """Return component and module path of a name in kohya's files."""
         for component, prefix in self._prefixes.items():

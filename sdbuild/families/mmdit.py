@@ -128,6 +128,12 @@ class SD3Keys(KohyaKeys):
         super().__init__({"transformer": "lora_transformer", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
         self._swapped = _swapped(depth)
 
+    def authors(self, component: Component, path: str) -> tuple[str, bool]:
+        """Name layers with halves that the authors have the other way round as the authors do."""
+        if component != "transformer" or path not in self._swapped:
+            return super().authors(component, path)
+        return f"{PREFIX}_{to_joint(path)[0].replace('.', '_')}", True
+
     def path(self, name: str) -> tuple[Component, str]:
         """Return component and module path of a name; one of a fused layer belongs to no single module."""
         if name.startswith(f"{PREFIX}_"):

@@ -14,6 +14,7 @@ from sdbuild.methods.layered import Place
 from sdbuild.methods.layers import Layer, LayersAdapter, along, base_weight
 from sdbuild.methods.loha.maths import cored, product, product_of_cores
 from sdbuild.methods.lokr.maths import kronecker
+from sdbuild.methods.lora.dora import halves_exchanged
 from sdbuild.methods.oft.maths import cayley, turn
 from sdbuild.methods.spec import Layered, Size
 from sdbuild.methods.targets import all_layers
@@ -58,7 +59,9 @@ def _split(file: Mapping[str, Tensor], key_map: KeyMap) -> dict[Place, dict[str,
         return found
     for key, tensor in file.items():
         name, _, end = key.partition(".")
-        found.setdefault(key_map.path(name), {})[end] = tensor
+        place = key_map.path(name)
+        exchanged = end == UP and key_map.authors(*place) == (name, True)
+        found.setdefault(place, {})[end] = halves_exchanged(tensor) if exchanged else tensor
     return found
 
 

@@ -239,17 +239,7 @@ class LayersMethod(Generic[Kind]):
 
     def inject(self, base: Networks, spec: Kind, *, seed: int) -> LayersAdapter:
         """Wrap all targets."""
-        chosen = select(base.modules, spec.targets)
-        layers: dict[Place, Layer] = {}
-        for (component, path), size in sizes(chosen, spec).items():
-            network = base.modules[component]
-            layer = self._make(network.get_submodule(path), spec, path=path, size=size)
-            with torch.no_grad():
-                layer.start(torch.Generator().manual_seed(derive(seed, 0, f"{component}.{path}", "start")))
-            parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, layer)
-            layers[component, path] = layer
-        return LayersAdapter(layers, self._summary(spec), spec.save_precision)
+        return LayersAdapter(wrapped(self._make, base, spec, seed), self._summary(spec), spec.save_precision)
 
     def apply(self, pipeline: Any, base: Networks, spec: Kind, folder: Path, *, key_map: KeyMap, name: str) -> Strength:
         """Wrap the pipeline's layers, and read the weights from the file that others read too."""
@@ -263,6 +253,20 @@ class LayersMethod(Generic[Kind]):
         if isinstance(spec, Ranked):
             said |= {"ss_network_dim": str(spec.rank), "ss_network_alpha": str(spec.alpha)}
         return said
+
+
+def wrapped(make: Callable[..., Layer], base: Networks, spec: Layered, seed: int) -> dict[Place, Layer]:
+    """Put layers with a fresh start around those of networks that a spec targets."""
+    layers: dict[Place, Layer] = {}
+    for (component, path), size in sizes(select(base.modules, spec.targets), spec).items():
+        network = base.modules[component]
+        layer = make(network.get_submodule(path), spec, path=path, size=size)
+        with torch.no_grad():
+            layer.start(torch.Generator().manual_seed(derive(seed, 0, f"{component}.{path}", "start")))
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, layer)
+        layers[component, path] = layer
+    return layers
 
 
 def sizes(chosen: Mapping[Any, list[str]], spec: Layered) -> dict[Place, Size]:

@@ -23,6 +23,7 @@ from sdbuild.methods.contract import Adapter, Networks, Strength
 from sdbuild.methods.hypernetwork.spec import Hypernetwork
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
+from sdbuild.methods.pivotal.spec import Pivotal
 from sdbuild.methods.spec import Layered, MethodSpec
 from sdbuild.recipe.methods import method_of
 from sdbuild.storage.headers import read_header
@@ -123,7 +124,14 @@ def _trained(pipeline: Any, family: Family, trained: Trained) -> _Addition:
     base = networks(method, family, model, text)
     apply = methods.load(method.kind).apply
     add = partial(apply, pipeline, base, method, trained.folder, key_map=family.key_map, name=trained.name)
-    return _Addition(turn=1 if isinstance(method, Lora) else 2 if isinstance(method, Layered) else 0, add=add)
+    return _Addition(turn=_turn(method), add=add)
+
+
+def _turn(method: MethodSpec) -> int:
+    lora = method.lora if isinstance(method, Pivotal) else method
+    if isinstance(lora, Lora) and lora.dora_axis == "input":
+        return 2
+    return 1 if isinstance(method, Lora) else 2 if isinstance(method, Layered) else 0
 
 
 def _other(pipeline: Any, family: Family, other: Other, name: str) -> _Addition:

@@ -35,6 +35,7 @@ class Row:
 
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 2.0}
+DORA = LORA | {"dora": True, "dora_axis": "input"}
 LOHA = {"kind": "loha", "rank": 2}
 LOKR = {"kind": "lokr", "rank": 2, "alpha": 1.0}
 GLORA = {"kind": "glora", "rank": 3, "alpha": 2.0}
@@ -63,8 +64,11 @@ ROWS: dict[str, Row] = {
     ),
     "lora orthogonal": Row(LORA | {"orthogonal": True}),
     "lora timesteps": Row(LORA | {"timestep_ranks": {"least": 0.25}, "orthogonal": True}, ALL, EACH_TIMESTEP),
-    "dora": Row(LORA | {"dora": True, "text_encoder": True}, ALL),
-    "dora convolutions": Row(LORA | {"dora": True, "targets": CONVOLUTIONS}),
+    "dora": Row(DORA | {"text_encoder": True}, ALL),
+    "dora convolutions": Row(DORA | {"targets": CONVOLUTIONS}),
+    "dora all-linear": Row(DORA | {"targets": "all-linear", "text_encoder": True}, TWO_ENCODERS),
+    "dora outputs": Row(DORA | {"dora_axis": "output", "text_encoder": True}, ALL),
+    "dora outputs convolutions": Row(DORA | {"dora_axis": "output", "targets": CONVOLUTIONS}),
     "loha": Row(LOHA, ALL),
     "loha text": Row(LOHA | {"text_encoder": True, "parts": [{"modules": "text_encoder*", "rank": 1}]}, TWO_ENCODERS),
     "loha convolutions": Row(LOHA | {"targets": CONVOLUTIONS}),

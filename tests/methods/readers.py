@@ -31,12 +31,62 @@ def _scale(part: Part, rank: int | None) -> float:
 
 def lora(part: Part, weight: Tensor) -> Tensor:
     down, up = part["lora_down.weight"], part["lora_up.weight"]
-    added = weight + _scale(part, len(down)) * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    product = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    scale = _scale(part, len(down))
     if "dora_scale" not in part:
-        return added
-    lengths: Tensor = torch.linalg.vector_norm(added.flatten(1), dim=1).view(-1, *[1] * (weight.dim() - 1))
-    found: Tensor = added * part["dora_scale"] / lengths
+        return weight + scale * product
+    lengths = part["dora_scale"]
+    readers = [dora_in_lycoris] if len(lengths) == len(weight) else DORA
+    first, *others = (reader(lengths, weight, product, scale) for reader in readers)
+    assert all(torch.allclose(each, first, atol=1e-6) for each in others)
+    return first
+
+
+def _row_lengths(weight: Tensor) -> Tensor:
+    found: Tensor = weight.reshape(len(weight), -1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
     return found
+
+
+def _column_lengths(weight: Tensor) -> Tensor:
+    flat = weight.transpose(0, 1).reshape(weight.shape[1], -1)
+    found: Tensor = flat.norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1)).transpose(0, 1)
+    return found
+
+
+def dora_in_comfyui(lengths: Tensor, weight: Tensor, product: Tensor, scale: float) -> Tensor:
+    """ComfyUI 9c0cf36, `comfy/weight_adapter/base.py: weight_decompose`; Forge dfdcbab, `backend/patcher/lora.py`."""
+    added = weight + product * scale
+    own = _row_lengths(weight) if lengths.shape[0] == added.shape[0] else _column_lengths(added)
+    return added * (lengths / (own + torch.finfo(weight.dtype).eps))
+
+
+def dora_in_a1111(lengths: Tensor, weight: Tensor, product: Tensor, scale: float) -> Tensor:
+    """A1111 1.10.1, `extensions-builtin/Lora/network.py: finalize_updown` and `apply_weight_decompose`."""
+    added = product * scale + weight
+    return weight + (added * (lengths / _column_lengths(added)) - weight)
+
+
+def dora_in_sd_next(lengths: Tensor, weight: Tensor, product: Tensor, scale: float) -> Tensor:
+    """SD.Next 1b6ebd9, the same file: lengths come first, then the scale, which is that of the whole change."""
+    added = product + weight
+    return weight + scale * (added * (lengths / _column_lengths(added)) - weight)
+
+
+def dora_in_invokeai(lengths: Tensor, weight: Tensor, product: Tensor, scale: float) -> Tensor:
+    """InvokeAI 19ef9e9, `invokeai/backend/patches/layers/dora_layer.py: get_weight`, of a `dora_scale`."""
+    added = weight + product * scale
+    return weight + (added * (lengths / _column_lengths(added)) - weight)
+
+
+def dora_in_lycoris(lengths: Tensor, weight: Tensor, product: Tensor, scale: float) -> Tensor:
+    """LyCORIS 4.1.3, `lycoris/functional/general.py: weight_decompose`, whose loader takes lengths of outputs alone."""
+    added = weight + product * scale
+    assert lengths.shape[0] == len(added)
+    return added * (lengths / (_row_lengths(added) + torch.finfo(added.dtype).eps))
+
+
+DORA = (dora_in_comfyui, dora_in_a1111, dora_in_sd_next, dora_in_invokeai)
+"""What programs make of lengths, the base's weight, and a product with its scale."""
 
 
 def loha(part: Part, weight: Tensor) -> Tensor:

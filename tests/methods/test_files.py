@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdbuild.errors import DataError
@@ -16,10 +16,11 @@ from sdbuild.methods.elsewhere import add, parts_of
 from sdbuild.methods.layered import in_file
 from sdbuild.methods.layers import Layer, LayersAdapter
 from sdbuild.methods.lora.adapter import LoraAdapter
+from sdbuild.methods.lora.dora import halves_exchanged
 from sdbuild.methods.targets import innermost
 from sdbuild.steps.model import Other, Trained
 from tests.methods.bench import IA3, ROWS, Bench, Drawn, base
-from tests.methods.readers import weight_of
+from tests.methods.readers import DORA, weight_of
 from tests.methods.test_matrix import saved
 
 ENDS = {
@@ -82,6 +83,49 @@ def test_readers_make_of_a_file_what_merging_does(name: str, root: Path) -> None
             assert torch.allclose(layer.get_parameter("bias"), of_bias, atol=2e-6)
 
 
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("dora", "sd1"), ("dora", "sdxl"), ("dora", "sd3"), ("dora convolutions", "sd1"), ("dora all-linear", "sdxl")],
+)
+def test_all_programs_make_the_same_of_a_dora_as_grids(name: str, place: str, root: Path, tmp_path: Path) -> None:
+    """Layer by layer, of the change alone: linear layers, convolutions, text encoders."""
+    family: Any = base(place, root)
+    bench = Bench.trained(family, name)
+    bench.adapter.set_strength(1)
+    drawn = Drawn(bench, saved(bench, tmp_path))
+    assert isinstance(drawn.adapter, LayersAdapter)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.safetensors"}
+    file = load_file(tmp_path / "tiny.safetensors")
+    assert {key.partition(".")[2] for key in file} == ENDS["dora"]
+    names = {key.partition(".")[0] for key in file}
+    seen = set()
+    for (component, path), layer in drawn.adapter.layers.items():
+        own, exchanged = family.key_map.authors(component, path)
+        names.remove(own)
+        weight, change = layer.weight, layer.change()[0]
+        if exchanged:  # the authors of SD3, whose names and weights ComfyUI has, exchange the halves of these rows
+            assert own.startswith("lora_unet_joint_blocks_1_context_block")
+            weight, change = (halves_exchanged(each) for each in (weight, change))
+        down, up, lengths = (file[f"{own}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "dora_scale"))
+        assert lengths.shape == (1, weight.shape[1], *[1] * (weight.dim() - 2))
+        product = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        for reader in DORA:
+            theirs = reader(lengths, weight.clone(), product, float(file[f"{own}.alpha"]) / len(down)) - weight
+            if change.norm() > 1e-3 * weight.norm():
+                assert relative(theirs, change) < 1e-4, (reader.__name__, path)
+            else:  # last layers whose outputs nothing takes, so that only their lengths decay
+                assert (theirs - change).norm() < 1e-5 * weight.norm()
+        seen.add((component, weight.dim(), exchanged))
+    assert not names
+    assert {component for component, *_ in seen} == set(bench.modules)
+    assert any(dim == 4 for _, dim, _ in seen) == (place == "sd1")
+    assert any(exchanged for *_, exchanged in seen) == (place == "sd3")
+
+
 @pytest.mark.parametrize("name", [name for name in ROWS if "timesteps" not in name])
 def test_grids_read_files_from_elsewhere(name: str, root: Path, tmp_path: Path) -> None:
     """By what is in them alone, beside an adapter of the recipe's own."""
@@ -102,7 +146,9 @@ def test_files_in_half_precision(name: str, root: Path, tmp_path: Path) -> None:
     bench = Bench(family, {**ROWS[name].method, "save_precision": "float16"})
     bench.train(2)
     for file in bench.adapter.export(family.key_map, "tiny").values():
-        assert {tensor.dtype for tensor in file.values() if tensor.dim()} == {torch.float16}
+        lengths = {key for key in file if key.endswith("dora_scale")}
+        assert {tensor.dtype for key, tensor in file.items() if tensor.dim() and key not in lengths} == {torch.float16}
+        assert all(file[key].dtype == torch.float32 for key in lengths)
         assert all(tensor.dtype != torch.float16 for tensor in file.values() if not tensor.dim())
     assert all(tensor.dtype == torch.float32 for tensor in bench.adapter.state().values())
     drawn, full = Drawn(bench, saved(bench, tmp_path)), bench.predict()

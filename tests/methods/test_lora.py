@@ -17,6 +17,7 @@ from sdbuild.families.contract import Family
 from sdbuild.methods.lora.adapter import DIFFUSERS_FILE
 from sdbuild.methods.lora.ranks import ranks_at
 from sdbuild.recipe.methods import method_of
+from sdbuild.recipe.models import Recipe
 from sdbuild.steps.model import Other, Trained, apply
 from tests.methods.bench import LORA, ROWS, TIMESTEPS, Bench, Drawn, base, noisy
 
@@ -38,7 +39,11 @@ def saved(bench: Bench, folder: Path, name: str = "tiny") -> Path:
     return folder
 
 
-PLAIN = [name for name, row in ROWS.items() if row.method["kind"] == "lora" and "timesteps" not in name]
+PLAIN = [
+    name
+    for name, row in ROWS.items()
+    if row.method["kind"] == "lora" and "timesteps" not in name and row.method.get("dora_axis") != "input"
+]
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if "dora" not in name])
@@ -157,11 +162,13 @@ def test_a_start_with_orthogonal_rows(family: Family) -> None:
             assert torch.allclose(rows @ rows.T, torch.eye(len(rows)) / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", ["input", "output"])
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
-def test_adapters_of_several_kinds_in_one_pipeline(family: Family, tmp_path: Path) -> None:
-    """LoRA, DoRA and LoHa together: without strength each leaves the rest."""
+def test_adapters_of_several_kinds_in_one_pipeline(axis: str, family: Family, tmp_path: Path) -> None:
+    """LoRA, DoRA on either axis and LoHa together: without strength each leaves the rest."""
     trained = {}
-    for name, method in {"a": LORA, "b": LORA | {"dora": True}, "c": ROWS["loha"].method}.items():
+    dora = LORA | {"dora": True, "dora_axis": axis}
+    for name, method in {"a": LORA, "b": dora, "c": ROWS["loha"].method}.items():
         bench = Bench(family, method)
         bench.train(2)
         trained[name] = Trained(method=method_of(method), folder=saved(bench, tmp_path / name, name), name=name)
@@ -184,8 +191,9 @@ def test_adapters_of_several_kinds_in_one_pipeline(family: Family, tmp_path: Pat
     assert not torch.allclose(rest, full, atol=1e-6)
     own.set_strength(1)
     assert torch.equal(predict(pipeline), full)
-    with pytest.raises(DataError, match="a grid takes one adapter with DoRA"):
-        apply(pipeline, family, trained["b"])
+    if axis == "output":
+        with pytest.raises(DataError, match="a grid takes one adapter with DoRA"):
+            apply(pipeline, family, trained["b"])
 
 
 @pytest.mark.parametrize(
@@ -193,6 +201,8 @@ def test_adapters_of_several_kinds_in_one_pipeline(family: Family, tmp_path: Pat
     [
         ({"kind": "lora", "dora": True, "rank_dropout": 0.1}, "rank_dropout", "does not go with dora: true"),
         ({"kind": "lora", "dora": True, "timestep_ranks": {}}, "timestep_ranks", "does not go with dora: true"),
+        ({"kind": "lora", "dora_axis": "input"}, "dora_axis", "does nothing without dora: true"),
+        ({"kind": "lora", "dora": True, "dora_axis": None}, "dora_axis", "is empty; write input or output"),
         ({"kind": "lokr", "full": True, "decompose_both": True}, "decompose_both", "does not go with full: true"),
         ({"kind": "lora", "parts": [{"modules": "to_k"}]}, "modules", "has neither rank nor alpha of its own"),
     ],
@@ -209,8 +219,35 @@ def test_settings_that_came_later_are_stated_where_they_are_set() -> None:
     old = {"kind": "lora", "rank": 4, "alpha": 4.0, "targets": "default", "text_encoder": False, "dropout": 0.0}
     assert method_of({"kind": "lora", "rank": 4}).stated() == old
     assert method_of({"kind": "lora", "rank": 4, "dora": True}).stated() == old | {"dora": True}
+    inputs = method_of({"kind": "lora", "rank": 4, "dora": True, "dora_axis": "input"})
+    assert inputs.stated() == old | {"dora": True, "dora_axis": "input"}
+    assert method_of(inputs.stated()) == inputs
     assert method_of({"kind": "ia3"}).stated() == {"kind": "ia3"}
     pivotal = {"kind": "pivotal", "tokens": [{"token": "<x>"}]}
     for precision, said in (("float32", None), ("float16", "float16")):
         lora = {"kind": "lora", "rank": 4, "save_precision": precision}
         assert method_of({**pivotal, "lora": lora}).stated()["lora"].get("save_precision") == said
+
+
+def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_says_otherwise() -> None:
+    def stated(lora: Mapping[str, Any], kind: str = "lora") -> Mapping[str, Any]:
+        method = lora if kind == "lora" else {"kind": kind, "tokens": [{"token": "<x>"}], "lora": lora}
+        recipe = Recipe.model_validate(
+            {
+                "name": "cat",
+                "base": {"model": "emoji-64"},
+                "datasets": [{"path": "d"}],
+                "method": method,
+                "train": {"steps": 1},
+            }
+        )
+        found = method_of(recipe.model_dump(mode="json", by_alias=True)["method"]).stated()
+        assert method_of(found).stated() == found
+        return found if kind == "lora" else found.get("lora", {})
+
+    for kind in ("lora", "pivotal"):
+        assert "dora_axis" not in stated({"kind": "lora"}, kind)
+        assert stated({"kind": "lora", "dora": True}, kind)["dora_axis"] == "input"
+        outputs = stated({"kind": "lora", "dora": True, "dora_axis": "output"}, kind)
+        assert outputs["dora"]
+        assert "dora_axis" not in outputs  # as before there was a choice, so that what was built stays fresh

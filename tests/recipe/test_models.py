@@ -59,6 +59,7 @@ def test_all_defaults_are_visible_when_resolved() -> None:
             "parts": [],
             "rank_stabilised": False,
             "dora": False,
+            "dora_axis": None,
             "orthogonal": False,
             "timestep_ranks": None,
         },

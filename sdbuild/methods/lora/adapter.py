@@ -1,7 +1,7 @@
 """LoRA, low-rank adaptation (Hu et al. 2021), through PEFT.
 
 Each target gains `alpha / rank · B A`: A [rank, in] starts random, B [out, rank] at zero. With DoRA (Liu et al. 2024)
-the sum's rows are brought to lengths that are learned, one for each output.
+the sum's rows are brought to lengths that are learned, one for each output; or its columns, see `dora`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from sdbuild.errors import DataError, StepError
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
 from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of, saved
-from sdbuild.methods.layers import sizes
+from sdbuild.methods.layers import sizes, wrapped
+from sdbuild.methods.lora.dora import DoraAdapter, DoraLayer, first_factor
 from sdbuild.methods.lora.ranks import Gate, gates
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
@@ -146,8 +147,13 @@ class LoraAdapter(LayeredAdapter[Any]):
 class LoraMethod:
     """Injects LoRA layers."""
 
-    def inject(self, base: Networks, spec: Lora, *, seed: int) -> LoraAdapter:
+    def inject(self, base: Networks, spec: Lora, *, seed: int) -> LoraAdapter | DoraAdapter:
         """Wrap all targets, in float32 whatever the base's type."""
+        if spec.dora_axis == "input":
+            return DoraAdapter(wrapped(DoraLayer, base, spec, seed), spec)
+        return self._inject(base, spec, seed)
+
+    def _inject(self, base: Networks, spec: Lora, seed: int) -> LoraAdapter:
         chosen = select(base.modules, spec.targets)
         found = sizes(chosen, spec)
         layers: dict[Place, Any] = {}
@@ -180,10 +186,14 @@ class LoraMethod:
 
     def apply(self, pipeline: Any, base: Networks, spec: Lora, folder: Path, *, key_map: KeyMap, name: str) -> Strength:
         """Let diffusers read its file, as users do; but for DoRA, which has strengths of another kind there."""
+        if spec.dora_axis == "input":
+            own = DoraAdapter(wrapped(DoraLayer, base, spec, 0), spec)
+            own.read(load_file(folder / f"{name}.safetensors"), key_map)
+            return own
         if spec.dora:
             if _loaded(base.modules, ADAPTER):
                 raise DataError(f"{name}: a grid takes one adapter with DoRA; leave one out, or train it without dora")
-            adapter = self.inject(base, spec, seed=0)
+            adapter = self._inject(base, spec, 0)
             adapter.read(load_file(folder / DIFFUSERS_FILE), key_map)
             return adapter
         loaded = load_lora(pipeline, folder / DIFFUSERS_FILE, name)
@@ -194,15 +204,9 @@ class LoraMethod:
 
 @torch.no_grad()
 def _start(layer: Any, chance: torch.Generator, spec: Lora) -> None:
-    """Draw A as `nn.Linear` starts (uniform within ±1/√in), or as orthogonal rows of that size, and set B to zero."""
+    """Draw A, and set B to zero."""
     down, up = layer.lora_A[ADAPTER].float(), layer.lora_B[ADAPTER].float()
-    drawn = torch.empty(down.weight.shape)
-    if spec.orthogonal:
-        nn.init.orthogonal_(drawn, gain=3**-0.5, generator=chance)
-    else:
-        bound = down.weight[0].numel() ** -0.5
-        drawn.uniform_(-bound, bound, generator=chance)
-    down.weight.copy_(drawn)
+    down.weight.copy_(first_factor(down.weight.shape, chance, orthogonal=spec.orthogonal))
     up.weight.zero_()
     if spec.dora:
         lengths = layer.lora_magnitude_vector[ADAPTER]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,15 +31,33 @@ class Lora(Ranked):
     rank_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the ranks that is left out for each picture in a training step."""
     dora: bool = False
-    """Whether the length of each output's weights is learned apart from their direction (DoRA, Liu et al., 2024)."""
+    """Whether lengths of weights are learned apart from their direction (DoRA, Liu et al., 2024)."""
+    dora_axis: Literal["input", "output"] | None = Field(
+        default_factory=lambda data: "input" if data.get("dora") else None
+    )
+    """What has a length with `dora`: each `input` of a layer, which most programs read, or each `output`: diffusers."""
     orthogonal: bool = False
     """Whether the first factor starts with orthogonal rows, so that ranks are independent of each other."""
     timestep_ranks: TimestepRanks | None = None
     """How many ranks of the denoiser act at which timestep; null for all of them always."""
 
+    def stated(self) -> Mapping[str, Any]:
+        """Without the axis where there is none, or where it is the one that was the only one once."""
+        found = {name: value for name, value in super().stated().items() if name != "dora_axis"}
+        return found | ({"dora_axis": "input"} if self.dora_axis == "input" else {})
+
+    @classmethod
+    def completed(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Lengths were those of outputs where nothing says otherwise."""
+        found = super().completed(section)
+        return {"dora_axis": "output", **found} if found.get("dora") else found
+
     def rules(self) -> Iterator[tuple[str, str]]:
         """DoRA needs the whole product."""
         yield from super().rules()
+        if self.dora != (self.dora_axis is not None):
+            empty = "is empty; write input or output"
+            yield "dora_axis", empty if self.dora else "does nothing without dora: true; remove it"
         if self.dora:
             for key in ("rank_dropout", "module_dropout", "timestep_ranks"):
                 if getattr(self, key):

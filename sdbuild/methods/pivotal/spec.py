@@ -50,9 +50,19 @@ class Pivotal(Tokens):
     def stated(self) -> Mapping[str, Any]:
         """Without what the LoRA's own section does not set and a later release added."""
         found = dict(super().stated())
-        if self.lora.save_precision == "float32" and "lora" in found:
-            found["lora"] = {key: value for key, value in found["lora"].items() if key != "save_precision"}
+        if "lora" in found:
+            axis = self.lora.dora_axis
+            later = {"save_precision": "float32", "dora_axis": None if axis == "input" else axis}
+            found["lora"] = {
+                key: value for key, value in found["lora"].items() if key not in later or value != later[key]
+            }
         return found
+
+    @classmethod
+    def completed(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the LoRA too."""
+        found = super().completed(section)
+        return found | ({"lora": Lora.completed(found["lora"])} if isinstance(found.get("lora"), Mapping) else {})
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """In every step something changes."""
