@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    busy,
     captions,
     latents,
     memory,
@@ -28,6 +29,7 @@ sys.exit(
         latents.measure,
         captions.measure,
         training.measure,
+        busy.measure,
         memory.measure,
         probe.measure,
     )

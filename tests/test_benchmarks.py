@@ -22,6 +22,7 @@ ROWS = {
     "push": ("push with nothing to push, over dvc push",),
     "latents": ("over a bare VAE loop",),
     "training": ("over a bare loop",),
+    "busy": ("beside busy processes, threads asleep", "without, threads asleep"),
     "captions": ("captions: 16 requests at once, over the ideal",),
     "memory": ("latents: peak memory", "text: peak memory"),
     "probe": ("probe, plain: predicted over measured", "probe, gradient checkpointing: predicted over measured"),
@@ -46,7 +47,7 @@ def test_a_benchmark_prints_its_rows(name: str, built_template: Path, capsys: py
     assert all(row.notes for row in rows)
     assert name != "one_picture" or rows[0].ok, "exactly one latent"
     assert name != "probe" or all(row.ok for row in rows), notes
-    assert notes.count(" s CPU") + notes.count(" ms CPU") + notes.count(" MB") > 1
+    assert name == "busy" or notes.count(" s CPU") + notes.count(" ms CPU") + notes.count(" MB") > 1
 
 
 @pytest.mark.campaign

@@ -31,11 +31,13 @@ VERSIONS: Mapping[StepKind, int] = {
 def version_of(kind: StepKind, spec: Mapping[str, Any]) -> int:
     """Version of a step's results: an earlier one where no later one changed what this spec gives.
 
-    `train` 3 fills the last batches of epochs and has other weights of timesteps.
+    `train` 3 fills the last batches of epochs, has other weights of timesteps, and zeros for the empty caption of bases
+    whose pipeline has them.
     """
     if kind == "train":
         train = spec["train"]
-        if train["batch"] * train["accumulate"] == 1 and train["weighting"]["kind"] == "uniform":
+        alone, plain = train["batch"] * train["accumulate"] == 1, train["weighting"]["kind"] == "uniform"
+        if alone and plain and not train["caption_dropout"]:
             return min(2, VERSIONS[kind])
     return VERSIONS[kind]
 

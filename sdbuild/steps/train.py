@@ -35,7 +35,7 @@ from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.along import Along
 from sdbuild.training.compiling import compile_networks
 from sdbuild.training.ema import Average
-from sdbuild.training.examples import Batch, Batches, Cache, Encoded, Stored
+from sdbuild.training.examples import Batch, Batches, Cache, Conditions, EmptyAsZeros, Encoded, Stored
 from sdbuild.training.guard import nothing_of
 from sdbuild.training.inputs import data_digest, places_of, read_examples, read_texts, sampler_of
 from sdbuild.training.loop import Plan, train
@@ -110,10 +110,12 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             device=device,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
+        conditions = _conditions(model, data, inputs, settings, device)
+        seen: Callable[[Conditions], Conditions] = EmptyAsZeros if family.zeros_for_empty else lambda given: given
         parts: dict[str, Any] = {
             "latent": Cache(read=ShardReader(inputs.latents).read),
             "scale": family.scale,
-            "conditions": _conditions(model, data, inputs, settings, device),
+            "conditions": seen(conditions),
             "timesteps": schedule.timesteps,
             "device": device,
         }
@@ -125,7 +127,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
             timestep_of=timesteps.chooser(settings.timesteps.model_dump(), schedule),
             colour=Colour(**settings.noise.model_dump(exclude={"zero_terminal_snr"})),
             share=processes.share,
-            base_conditions=as_the_base(parts["conditions"], model.adapter),
+            base_conditions=seen(as_the_base(conditions, model.adapter)),
             places=places_of(context.previous / "images.jsonl"),
             **parts,
         )

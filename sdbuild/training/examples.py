@@ -106,6 +106,27 @@ class Cache:
         return item
 
 
+@dataclass(frozen=True, slots=True)
+class EmptyAsZeros:
+    """The conditions of a base whose pipeline has zeros in place of the empty prompt, which guidance leads away from.
+
+    What is trained without a caption is then what the grid draws with (`force_zeros_for_empty_prompt` of SDXL).
+    """
+
+    given: Conditions
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the conditions, all numbers of an empty text zero."""
+        found = self.given(texts)
+        if "" not in texts:
+            return found
+        empty = torch.tensor([text == "" for text in texts])
+        return {
+            name: tensor.masked_fill(empty.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), 0)
+            for name, tensor in found.items()
+        }
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
     """Conditions computed beforehand, by the text step."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sdbuild import families
 from sdbuild.plan.compile import plan
 from sdbuild.recipe.load import load_recipe
+from sdbuild.sampling.draw import BaseAlone, Sample, Settings, draw
 from sdbuild.steps import captions, images, latents, text, train
 from sdbuild.steps.contract import Inputs
 from tests.conftest import Work
@@ -101,6 +102,39 @@ def test_text_encoders_are_trained(project: Path, tmp_path: Path) -> None:
     changed = {name.partition(".")[0] for name, tensor in adapter.items() if "lora_B" in name and tensor.abs().sum()}
     assert changed >= TEXTS[families.detect(project / "base")]
     assert changed & {"unet", "transformer"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
+def test_captions_left_out_are_what_grids_lead_away_from(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoded empty text, or zeros where the base's pipeline has them: Stable Diffusion XL."""
+    family = families.load(project / "base")
+    pipeline, denoiser = family.pipeline(), family.load_denoiser()
+    drawn: list[torch.Tensor] = []
+    getattr(pipeline, denoiser.component).register_forward_pre_hook(
+        lambda _, inputs, named: drawn.append(named["encoder_hidden_states"].chunk(2)[0]), with_kwargs=True
+    )
+    settings = Settings(scheduler="euler", steps=1, guidance=4.0, negative="", width=64, height=64)
+    list(draw(pipeline, BaseAlone(), family, [Sample(prompt="a cat", seed=0, strength=0)], settings))
+    seen: list[torch.Tensor] = []
+    predict: Any = type(denoiser).predict
+
+    def noted(self: Any, noisy: Any, timesteps: Any, condition: Mapping[str, torch.Tensor]) -> Any:
+        seen.append(condition["hidden"].detach())
+        return predict(self, noisy, timesteps, condition)
+
+    monkeypatch.setattr(type(denoiser), "predict", noted)
+    for text_encoder in (False, True):
+        seen.clear()
+        settings_of = {"train": {"caption_dropout": 1.0, "steps": 1}, "method": {"text_encoder": text_encoder}}
+        spec, inputs = prepared(project, **settings_of)
+        trained(spec, inputs, tmp_path / str(text_encoder))
+        if family.name == "sd3":  # whose pipeline has T5's states in the same tensor
+            drawn[0] = family.load_text().encode("")["hidden"][None]
+        assert torch.allclose(seen[0], drawn[0].expand_as(seen[0]), atol=1e-5)
+        assert bool(seen[0].any()) is (family.name != "sdxl")
+        assert bool(seen[-1].any()), "held-out pictures keep their captions"
 
 
 def test_one_file_builds_what_its_folder_builds(work: Work) -> None:

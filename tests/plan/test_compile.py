@@ -44,6 +44,15 @@ def test_a_step_of_every_kind_has_a_version(tmp_path: Path) -> None:
     assert all(step.spec["version"] == VERSIONS[step.kind] for step in found.values())
 
 
+def test_a_training_that_a_later_version_left_as_it_was_keeps_the_earlier_one(tmp_path: Path) -> None:
+    def version(**train: Any) -> Any:
+        return steps(tmp_path, train=train)["train"].spec["version"]
+
+    assert version(batch=1) == 2
+    assert version(batch=2) == version(batch=1, accumulate=2) == VERSIONS["train"] == 3
+    assert version(batch=1, weighting={"kind": "debiased"}) == version(batch=1, caption_dropout=0.1) == 3
+
+
 def test_a_prior_concerns_the_steps_that_it_goes_through_and_no_others(tmp_path: Path) -> None:
     without, found = steps(tmp_path, method={"kind": "dreambooth_lora"}), steps(tmp_path, method=PRIOR)
     assert "prior" not in without
