@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,12 @@ def step_told(settings: Train, state: TrainingState) -> int | None:
     return kept_step(settings, state) if settings.early_stop else None
 
 
-def told(settings: Train, state: TrainingState, narrowing: Narrowing | None) -> Iterator[str]:
-    """Yield what there is to say at the end."""
+def tell(warn: Callable[[str], None], settings: Train, state: TrainingState, narrowing: Narrowing | None) -> None:
+    """Say at the end why it came early, and what the files have lost."""
     if settings.early_stop and state.step < settings.steps:
-        yield why_stopped(settings, state)
+        warn(why_stopped(settings, state))
     if narrowing and (said := narrowing.told()):
-        yield said
+        warn(said)
 
 
 def why_stopped(settings: Train, state: TrainingState) -> str:

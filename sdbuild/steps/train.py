@@ -160,8 +160,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if along is not None:
         along.finish(out / "adapters", state.step, results.kept_step(settings, state))
     results.write_figures(out, settings, data, state, validation, _rate_of(settings), peak(device), narrowing)
-    for word in results.told(settings, state, narrowing):
-        context.warn(word)
+    results.tell(context.warn, settings, state, narrowing)
     return Items(total=state.step, computed=state.computed)
 
 
