@@ -5,7 +5,9 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
+import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +24,7 @@ from sdbuild.build.statcache import Digest
 from sdbuild.plan.model import Step
 from sdbuild.storage.atomic import write_atomic
 from sdbuild.storage.memory import recall, remember
+from sdbuild.storage.regular import read_regular
 
 RUN_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
 """Name of an entry of the run-cache: two letters of its key, its key, its own digest."""
@@ -56,9 +59,9 @@ class LocalCache:
     def has(self, md5: str) -> bool:
         """Whether a file's or folder's content is in the cache; of a folder all files."""
         if not md5.endswith(".dir"):
-            return self.path(md5).exists()
+            return self.path(md5).is_file()
         files = self.files(md5)
-        return files is not None and all(self.path(inner).exists() for inner in files.values())
+        return files is not None and all(self.path(inner).is_file() for inner in files.values())
 
     def path(self, md5: str) -> Path:
         """Where the content of a file is kept, or would be."""
@@ -67,9 +70,20 @@ class LocalCache:
     def files(self, md5: str) -> dict[str, str] | None:
         """MD5 of each file of a folder by its path in it; None where the cache does not know the folder."""
         try:
-            return {row["relpath"]: row["md5"] for row in json.loads(self.path(md5).read_bytes())}
+            return {row["relpath"]: row["md5"] for row in json.loads(read_regular(self.path(md5)))}
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def clear(self, md5s: Iterable[str]) -> None:
+        """Put aside what lies in the places of objects and is no file: it would be opened, and a pipe waited for."""
+        for md5 in md5s:
+            for each in (md5, *(self.files(md5) or {}).values()) if md5.endswith(".dir") else (md5,):
+                path = self.path(each)
+                if os.path.lexists(path) and not path.is_file():
+                    if path.is_dir() and not path.is_symlink():
+                        path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside"))
+                    else:
+                        path.unlink()
 
     def copy(self, md5: str, target: Path) -> None:
         """Put a file or folder into place by plain copies.
@@ -99,10 +113,10 @@ class LocalCache:
             return None
         for path in entries:
             try:
-                entry = load_yaml(path.read_text(encoding="utf-8"))
+                entry = load_yaml(read_regular(path).decode())
                 if all(self.has(out["md5"]) for out in entry["outs"]):
                     return dict(entry)
-            except (OSError, yaml.YAMLError, KeyError, TypeError):
+            except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
         return None
 
@@ -161,7 +175,7 @@ class LocalCache:
 
     def _named(self, name: str) -> Named | None:
         try:
-            entry = load_yaml(self.run_file(name).read_text(encoding="utf-8"))
+            entry = load_yaml(read_regular(self.run_file(name)).decode())
             outs, deps = (tuple(str(row["md5"]) for row in entry.get(part, ())) for part in ("outs", "deps"))
             return Named(outs, deps)
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):

@@ -49,6 +49,10 @@ def database(root: Path) -> str:
     """
     path = root / ".sdbuild" / "doit"
     if _command() in _REMEMBERING:
+        if not os.access(path if path.exists() else path.parent if path.parent.exists() else root, os.W_OK):
+            sys.stderr.write(f"{path.relative_to(root)} cannot be written; mend its owner or its permissions\n")
+            raise SystemExit(1)
+        path.parent.mkdir(exist_ok=True)
         return str(path)
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""

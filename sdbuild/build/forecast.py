@@ -48,12 +48,16 @@ def _wanted(engine: Engine, names: Sequence[str]) -> set[str]:
 
 
 def explain(project: Project, name: str) -> list[str]:
-    """Every reason that a step is stale, or what it was built from.
+    """Every reason that a step is stale, or what it was built from; of a recipe the state of each step.
 
     Raises:
         UsageError: there is no such step; the message names the nearest.
     """
     with _engine(project) as engine:
+        own = [step for step in engine.steps.values() if name in (step.recipe, group_of(step.recipe))]
+        if own:
+            verdicts = (engine.oracle.judge(step.name) for step in own)
+            return [line for verdict in verdicts for line in _state(verdict)]
         if name not in engine.steps:
             same = [step.name for step in engine.steps.values() if f"{group_of(step.recipe)}:{step.kind}" == name]
             near = difflib.get_close_matches(name, engine.steps, n=1) or same
@@ -78,11 +82,15 @@ def _row(verdict: Verdict, counts: Counts, engine: Engine) -> dict[str, Any]:
     }
 
 
+def _state(verdict: Verdict) -> Iterator[str]:
+    doing = {"none": "is fresh", "restore": "will be restored without running", "run": "will run"}[verdict.action]
+    yield f"{verdict.step.name} {doing}"
+    yield from (f"  {reason}" for reason in verdict.reasons)
+
+
 def _explained(verdict: Verdict, engine: Engine) -> Iterator[str]:
     step = verdict.step
-    doing = {"none": "is fresh", "restore": "will be restored without running", "run": "will run"}[verdict.action]
-    yield f"{step.name} {doing}"
-    yield from (f"  {reason}" for reason in verdict.reasons)
+    yield from _state(verdict)
     entry = engine.oracle.entry(step)
     if entry is None:
         return

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from dvc.rwlock import RWLOCK_FILE
 from dvc.stage import PipelineStage, create_stage
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
+from scmrepo.exceptions import SCMError
 
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.lockfile import Entry, LockFile
@@ -31,8 +33,9 @@ from sdbuild.build.remote import Remote
 from sdbuild.build.statcache import Digest
 from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
-from sdbuild.errors import RemoteError, StepError, UsageError
+from sdbuild.errors import DataError, Problem, RemoteError, StepError, UsageError
 from sdbuild.plan.model import Step
+from sdbuild.storage.regular import find_special
 
 Answer = TypeVar("Answer")
 
@@ -137,6 +140,9 @@ class History:
 
     def checkout(self, targets: Sequence[str]) -> bool:
         """Bring files of the cache into place; False if DVC refuses, because what is there is nowhere else."""
+        for target in targets:
+            if target.endswith(".dvc"):
+                self._refuse_special(target.removesuffix(".dvc"))
         with self._open() as repo:
             try:
                 repo.checkout(targets=list(targets))
@@ -165,13 +171,22 @@ class History:
         """Keep the present content of a tracked dataset, so that its state can come back.
 
         Raises:
+            DataError: there is a pipe, a socket or a device in it, which DVC would wait for.
             StepError: DVC cannot save it.
         """
+        self._refuse_special(path)
         with self._open() as repo:
             try:
                 repo.add([path])
             except (DvcException, OSError) as error:
                 raise StepError(f"{path} could not be saved to DVC's cache: {error}") from error
+
+    def _refuse_special(self, path: str) -> None:
+        root = self._project.root
+        found = [(place.relative_to(root), kind) for place, kind in find_special(root / path)]
+        if found:
+            remedy = f"which DVC cannot keep; move it out of {path}"
+            raise DataError(Problem(file=str(place), message=f"is {kind}, {remedy}") for place, kind in found)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -199,14 +214,23 @@ class History:
 
     def _repository(self) -> Any:
         if self._repo is None:
-            self._repo = Repo(str(self._project.root), _wait_for_lock=True)
+            try:
+                self._repo = Repo(str(self._project.root), _wait_for_lock=True)
+            except (DvcException, SCMError, ValueError, sqlite3.Error) as error:
+                what = next(iter(str(error).splitlines()), "") or type(error).__name__
+                remedy = "mend .dvc/config, or `sdbuild init .` sets up what is lacking"
+                raise UsageError(f"DVC cannot open this project: {what}; {remedy}") from error
         return self._repo
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         with self._mutex, working_directory(self._project.root), lock_repo(self._repository()):
             _drop_torn(Path(self._repo.tmp_dir) / RWLOCK_FILE)
-            yield self._repo
+            try:
+                yield self._repo
+            except (DvcException, SCMError, sqlite3.Error) as error:
+                what = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise StepError(f"DVC: {what}") from error
 
     def _ask(self, question: Callable[[Remote], Answer]) -> Answer | None:
         """Ask the remote; None where there is none, or once it was in trouble, which is told in one line."""
@@ -228,6 +252,8 @@ class History:
         return outs <= (self._ask(lambda remote: remote.present(outs)) or set())
 
     def _download(self, md5s: Iterable[str]) -> None:
+        md5s = list(md5s)
+        self._cache.clear(md5s)
         lacking = [md5 for md5 in md5s if not self._cache.has(md5)]
         if lacking:
             with self._console.transfer("fetching") if self._console else contextlib.nullcontext() as show:
@@ -257,6 +283,10 @@ class History:
             plots=names["plot"],
         )
         StageLoader.fill_from_lock(stage, entry)
+        folder = (self._project.root / step.folder).parent
+        if folder.resolve() != self._project.root.resolve() / folder.name:
+            for out in stage.outs:  # `build` is the user's link to another disk, behind which git sees nothing
+                out.ignore = _nothing
         return stage
 
     def _finish(self, stage: Any, step: Step) -> None:
@@ -295,6 +325,10 @@ def _hush() -> None:
     """Keep DVC's own words off the screen; what matters is said by exceptions."""
     for name in ("dvc", "dvc_data", "dvc_objects", "dvc_render", "scmrepo"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _nothing() -> None:
+    """In place of asking git to ignore an out."""
 
 
 def _row(path: str, digest: Digest) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sdbuild.build.reasons import describe_change
 from sdbuild.build.statcache import StatCache
 from sdbuild.data import views
 from sdbuild.data.records import count_skipped, read_captions, read_images, read_skipped
-from sdbuild.errors import DataError
+from sdbuild.errors import DataError, Problem
 from sdbuild.plan.model import Base, Step, View
 from sdbuild.recipe.captioners import own_models
 from sdbuild.storage.atomic import write_atomic
@@ -97,7 +97,8 @@ class Reads:
 
     def _hash_file(self, path: Path) -> str:
         found = self._stat.digest(str(path))
-        assert found is not None, path
+        if found is None:
+            raise DataError([Problem(file=str(path), message="cannot be read as a file; copy the base again")])
         return found.md5
 
     def _recall(self, digest: str | None) -> Any:

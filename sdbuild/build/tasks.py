@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from sdbuild.plan.model import Step
 from sdbuild.recipe.load import load_project, recipe_files
 from sdbuild.recipe.models import Recipe
 from sdbuild.storage import shown
+from sdbuild.storage.atomic import remove
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -239,10 +239,7 @@ def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: boo
             engine.console.say(f"{'would remove' if dryrun else 'removing'} {out.path}")
             if dryrun:
                 continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
 
 
 def summary(engine: Engine, *, failed: bool) -> Iterator[str]:

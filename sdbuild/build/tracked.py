@@ -14,6 +14,7 @@ from sdbuild.build.lockfile import load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.errors import InputError, Problem
+from sdbuild.storage.regular import read_regular
 
 _PLAIN = frozenset({"md5", "size", "nfiles", "hash", "path", "desc", "type", "labels", "meta"})
 _APART = ("build", ".git", ".dvc", ".sdbuild", ".venv", "node_modules")
@@ -61,7 +62,7 @@ def _parsed(project: Project, path: str) -> Any:
 
     text = ""
     try:
-        text = (project.root / path).read_text(encoding="utf-8")
+        text = read_regular(project.root / path).decode()
         content = load_yaml(text)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -8,6 +8,7 @@ Both only grow: whatever fits once, fits for ever, and two such files are merged
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from sdbuild.data.captions import clean, without_trigger
 from sdbuild.data.listing import relative_to
 from sdbuild.data.records import CaptionRecord, ImageRecord
+from sdbuild.storage.regular import SpecialFileError, read_regular, special_at
 
 SHARED_NAME = ".captions-fit.jsonl"
 """In a dataset's folder; hidden files there are neither pictures nor captions."""
@@ -101,6 +103,8 @@ class Fits:
             return
         text = "".join(json.dumps(row(fit), ensure_ascii=False) + "\n" for fit in fits)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if kind := special_at(path):
+            raise SpecialFileError(errno.EINVAL, f"{kind}, not a file", str(path))
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         with os.fdopen(descriptor, "rb+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
@@ -124,7 +128,7 @@ def _row(fit: Fit) -> dict[str, str]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        lines = read_regular(path).decode("utf-8", "surrogateescape").split("\n")
     except OSError:
         return
     for line in lines:

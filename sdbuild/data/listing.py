@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdbuild.storage.regular import special_at
+
 PICTURES = frozenset(
     {
         *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo", ".webp", ".bmp", ".dib", ".gif"),
@@ -53,13 +55,15 @@ class Listing:
     pictures: tuple[str, ...]
     sidecars: tuple[str, ...]
     unread: tuple[str, ...]
-    """Pictures in formats that are not read, and links to folders, which are not followed."""
+    """Pictures in formats that are not read, links to folders, which are not followed, and pipes, sockets, devices."""
     others: tuple[str, ...] = ()
     """Files of other endings, or of none."""
 
 
 def scan(folder: Path) -> Listing:
     """List a dataset folder with its sub-folders; links to files are files, links to folders are not followed.
+
+    Pipes, sockets and devices are no files, whatever their names end in.
 
     Raises:
         OSError: the folder or one of its sub-folders cannot be listed.
@@ -95,7 +99,8 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(relative + "/")
             else:
-                yield relative, not entry.is_dir()
+                is_file = entry.is_file(follow_symlinks=False)
+                yield relative, is_file or not (entry.is_dir() or special_at(entry.path))
     for relative in sorted(folders):
         yield from _walk(folder, relative)
 

@@ -29,6 +29,7 @@ from sdbuild.data.listing import ending
 from sdbuild.data.masks import ALPHA
 from sdbuild.data.pngfile import GREY_ALPHA, Png, read_png
 from sdbuild.errors import DataError, Problem
+from sdbuild.storage.regular import SpecialFileError, read_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,12 +96,14 @@ def read_file(path: Path, name: str) -> bytes:
         DataError: it cannot be read, or is empty.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError as error:
         link = path.is_symlink()
         raise _bad(name, "links to a file that is not there; mend or delete the link" if link else "is gone") from error
     except PermissionError as error:
         raise _bad(name, "may not be read; mend its permissions (chmod u+r)") from error
+    except SpecialFileError as error:
+        raise _bad(name, f"is {error.strerror}; delete it") from error
     except OSError as error:
         raise _bad(name, f"cannot be read ({error.strerror or error})") from error
     if not data:

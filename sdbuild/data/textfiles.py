@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdbuild.errors import Problem
+from sdbuild.storage.regular import SpecialFileError, read_regular
 
 
 def read_text(path: Path, name: str) -> str | Problem:
     """A UTF-8 file's text, without a byte order mark."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         reason = (
             "links to a file that is not there; mend or delete it" if path.is_symlink() else "there is no such file"
         )
         return Problem(file=name, message=reason)
+    except SpecialFileError as error:
+        return Problem(file=name, message=f"is {error.strerror}; delete it")
     except OSError as error:
         return Problem(file=name, message=f"cannot be read ({error.strerror}); mend its permissions")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -11,6 +11,7 @@ from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import PARTS
 from sdbuild.families.layout import component_files
+from sdbuild.storage.regular import special_at
 
 
 def base_digest(folder: Path, components: Iterable[str], hash_file: Callable[[Path], str]) -> str:
@@ -50,6 +51,8 @@ def _components(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 def md5_file(path: Path) -> str:
     """Hash a file's content as DVC does."""
+    if kind := special_at(path):
+        raise DataError([Problem(file=str(path), message=f"is {kind}, where a file should be; delete it")])
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

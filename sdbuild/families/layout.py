@@ -10,6 +10,7 @@ from typing import Any
 
 from sdbuild.errors import DataError, Problem
 from sdbuild.storage.headers import read_header
+from sdbuild.storage.regular import read_regular
 
 INDEX = "model_index.json"
 WEIGHTS = ".safetensors"
@@ -75,7 +76,7 @@ def read_json(file: Path) -> dict[str, Any]:
         DataError: it is missing or damaged.
     """
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_regular(file))
     except FileNotFoundError:
         raise DataError([Problem(file=str(file), message="is missing; the base is incomplete")]) from None
     except OSError as error:

@@ -19,6 +19,7 @@ from sdbuild.data.placing import Findings, hold_out, place
 from sdbuild.data.records import SkippedImage, write_images
 from sdbuild.errors import DataError, Problem
 from sdbuild.steps.contract import Context, Inputs, Items
+from sdbuild.storage.regular import special_at
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -119,6 +120,8 @@ def _left_out(listing: Listing, folder: Path) -> Iterator[tuple[str, str]]:
             reason = "a picture whose name does not say so; let it end as pictures do, such as in .png or .jpg"
         elif (folder / relative).is_file():
             reason = f"{kind} is not read; save as PNG or JPEG"
+        elif special := special_at(folder / relative):
+            reason = f"{special} is no picture"
         else:
             reason = "links to folders are not followed"
         mine = sidecars.of(relative) and splitext(nfc(relative))[0] not in read

@@ -70,10 +70,13 @@ def copy(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with what is in it; what is not there is removed already."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:  # which names the file in its folder alone
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def beside(path: Path) -> Path:

@@ -100,12 +100,19 @@ def content(root: Path, *places: str) -> dict[str, str]:
     return found
 
 
+def written(root: Path) -> dict[str, str]:
+    """What the user wrote: pictures, captions, recipes."""
+    found = content(root, "datasets", "recipes")
+    return {path: digest for path, digest in found.items() if not path.endswith((".dvc", ".gitignore"))}
+
+
 def is_users(path: str) -> bool:
     return path.startswith(("datasets/", "recipes/"))
 
 
-def commands(work: Work) -> Iterator[tuple[str, int, str]]:
-    for words in (["sdbuild", "plan"], ["sdbuild", "check"], ["doit"], ["doit"]):
+def commands(work: Work, path: str) -> Iterator[tuple[str, int, str]]:
+    checked = is_users(path) or path.startswith(".sdbuild/")
+    for words in (["sdbuild", "plan"], *([["sdbuild", "check"]] if checked else []), ["doit"]):
         done = run([str(BIN / words[0]), *words[1:]], cwd=work.root, env=environment(), timeout=LIMIT)
         yield " ".join(words), done.returncode, done.stdout + done.stderr
 
@@ -115,16 +122,17 @@ def try_damage(built: Path, path: str, way: Callable[[Path, random.Random], None
     work = Work(built).copy(folder)
     expected = outcome(built)
     way(work.root / path, random.Random(zlib.crc32(f"{path} {way.__name__}".encode())))
-    users = content(work.root, "datasets", "recipes")
+    users = written(work.root)
     said, code = "", 0
-    for command, code, said in commands(work):
+    for command, code, said in commands(work, path):
         if "Traceback" in said or code not in ENDS:
             return f"{command} ended with {code}:\n{said[-1500:]}"
         if code and not said.strip():
             return f"{command} ended with {code} and said nothing"
-    if content(work.root, "datasets", "recipes") != users:
+    if written(work.root) != users:
         return "the user's files were changed"
-    if way is make_folder and not any(work.root.rglob("kept.txt")) and not path.startswith(".sdbuild/"):
+    theirs = way is make_folder and not path.startswith((".sdbuild/", "build/"))
+    if theirs and not any(work.root.rglob("kept.txt")):
         return "the folder in its place is gone with what was in it"
     if code == 0 and not is_users(path) and outcome(work.root) != expected:
         wrong = [name for name, digest in expected.items() if outcome(work.root).get(name) != digest]
