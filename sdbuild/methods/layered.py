@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from sdbuild.errors import DataError, StepError
 from sdbuild.families.contract import DTYPES, Component, KeyMap
+from sdbuild.methods.narrowing import Narrowing, measured, narrowed
 from sdbuild.methods.state import take_over
 
 Layer = TypeVar("Layer")
@@ -25,6 +26,8 @@ class LayeredAdapter(ABC, Generic[Layer]):
     def __init__(self, layers: Mapping[Place, Layer], summary: Mapping[str, str]) -> None:
         self.layers = dict(sorted(layers.items()))
         self._summary = dict(summary)
+        self.narrowing: Narrowing | None = None
+        """See `narrowing.Narrowed`."""
 
     @abstractmethod
     def parts(self, layer: Layer) -> Mapping[str, Parameter]:
@@ -50,6 +53,14 @@ class LayeredAdapter(ABC, Generic[Layer]):
     def summary(self) -> dict[str, str]:
         """Return what readers of kohya's files show."""
         return dict(self._summary)
+
+    def saved(self, files: Mapping[str, Mapping[str, Tensor]], precision: str) -> dict[str, dict[str, Tensor]]:
+        """Bring files to a number format, and note what the first loses by that."""
+        found = {name: saved(file, precision) for name, file in files.items()}
+        (name, first), *_ = files.items()
+        rows = ((key.partition(".")[0], key, tensor, found[name][key]) for key, tensor in first.items())
+        self.narrowing = measured(rows, precision)
+        return found
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -79,9 +90,7 @@ def saved(file: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     """Bring a file's tensors to a number format, but for those that it cannot hold, and alphas."""
     if precision == "float32":
         return dict(file)
-    narrow = {name: tensor.to(DTYPES[precision]) if tensor.dim() else tensor for name, tensor in file.items()}
-    wide = {name for name, tensor in narrow.items() if not tensor.is_meta and not tensor.isfinite().all()}
-    return {name: file[name] if name in wide else tensor for name, tensor in narrow.items()}
+    return {name: narrowed(tensor, DTYPES[precision]) if tensor.dim() else tensor for name, tensor in file.items()}
 
 
 def file_of(layers: Mapping[Place, Mapping[str, Tensor]], key_map: KeyMap) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from sdbuild.data.sampler import derive
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
-from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of, in_file, saved
+from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of, in_file
 from sdbuild.methods.spec import Layered, Ranked, Size
 from sdbuild.methods.targets import by_pattern, innermost, select
 
@@ -193,7 +193,7 @@ class LayersAdapter(LayeredAdapter[Layer]):
     def export(self, key_map: KeyMap, name: str) -> dict[str, dict[str, Tensor]]:
         """Return one file, in LyCORIS' names."""
         file = file_of({place: layer.filed() for place, layer in self.layers.items()}, key_map)
-        return {f"{name}.safetensors": saved(file, self._precision)}
+        return self.saved({f"{name}.safetensors": file}, self._precision)
 
     def read(self, file: Mapping[str, Tensor], key_map: KeyMap) -> None:
         """Take over what `export` has written."""

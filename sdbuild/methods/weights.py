@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from sdbuild.errors import Problem, RecipeError
 from sdbuild.families.contract import DTYPES, Component, Family, KeyMap
 from sdbuild.methods.contract import Adapter, Networks
+from sdbuild.methods.narrowing import Narrowing, measured, narrowed
 from sdbuild.methods.spec import KeptPrediction, WeightsSpec
 from sdbuild.methods.state import take_over
 from sdbuild.methods.targets import select_parameters
@@ -69,6 +70,16 @@ class WeightsAdapter:
         """Return a whole checkpoint in the layout of the model's authors."""
         assert self._family is not None, "a whole checkpoint takes a whole base"
         return {f"{name}.safetensors": self._family.checkpoint(self._networks, self._save)}
+
+    @property
+    def narrowing(self) -> Narrowing | None:
+        """Return what trained weights lose in the checkpoint; see `narrowing.Narrowed`."""
+        precision = next(name for name, dtype in DTYPES.items() if dtype == self._save)
+        rows = (
+            (name.rpartition(".")[0], name, tensor, narrowed(tensor, self._save))
+            for name, tensor in self.state().items()
+        )
+        return measured(rows, precision)
 
     def summary(self) -> dict[str, str]:
         """Return nothing: a checkpoint says what it is without."""

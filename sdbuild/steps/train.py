@@ -19,6 +19,7 @@ from sdbuild.data.records import count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
 from sdbuild.families.contract import FlowSchedule, PredictionType, Schedule
 from sdbuild.methods.contract import Adapter, Staged
+from sdbuild.methods.narrowing import narrowing_of
 from sdbuild.methods.spec import MethodSpec
 from sdbuild.recipe.libraries import tracker_missing
 from sdbuild.recipe.methods import method_of
@@ -155,11 +156,11 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         with state.result():
             validation = results.validate(state, lambda: hold_out(plain)) if data.holdout else None
             write(out / "adapter", results.step_told(settings, state))
+            narrowing = narrowing_of(model.adapter)
     if along is not None:
         along.finish(out / "adapters", state.step, results.kept_step(settings, state))
-    results.write_figures(out, settings, data, state, validation, _rate_of(settings), peak(device))
-    if settings.early_stop and state.step < settings.steps:
-        context.warn(results.why_stopped(settings, state))
+    results.write_figures(out, settings, data, state, validation, _rate_of(settings), peak(device), narrowing)
+    results.tell(context.warn, settings, state, narrowing)
     return Items(total=state.step, computed=state.computed)
 
 

@@ -18,6 +18,7 @@ from sdbuild.errors import RecipeError
 from sdbuild.families.contract import Family, NoiseSchedule
 from sdbuild.families.sources import bring
 from sdbuild.methods.contract import Adapter, Networks
+from sdbuild.methods.narrowing import narrowing_of
 from sdbuild.plan.model import Base
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.model import Trained, apply, networks
@@ -188,6 +189,12 @@ def test_half_precision_halves_the_file_and_keeps_what_it_cannot_hold(folders: d
     wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
     assert wide == {"model.diffusion_model.out.2.bias"}
     assert {tensor.dtype for name, tensor in tensors.items() if name not in wide} == {torch.float16}
+    narrowing = narrowing_of(bench.adapter)
+    assert narrowing is not None
+    assert (narrowing.kept, narrowing.harmed) == (1, set())
+    assert str(narrowing.told()).startswith(
+        "method.save_precision float16 cannot hold 1 tensor whose numbers are too large, which stay float32; write"
+    )
 
 
 def test_layers_that_are_not_there_are_told(folders: dict[str, Path]) -> None:

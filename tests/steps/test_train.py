@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,38 @@ def test_header_says_what_the_adapter_is_and_was_made_of(tmp_path: Path, inputs:
     assert {"sdbuild.recipe_digest", "sdbuild.data_digest", "sdbuild.torch_version"} <= header.keys()
     assert {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")} == {1.0}
     assert all(name.startswith("lora_unet_") for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"save_precision": "float16"}, r"save_precision float16 turns .* numbers to zero; \d+ of \d+ layers are off"),
+        ({"save_precision": "bfloat16"}, None),
+        ({}, None),
+        ({"kind": "loha", "save_precision": "float16"}, r"than 1%, lora_unet_.*hada_w2_a by .*; write float32 or b"),
+    ],
+)
+def test_what_half_precision_loses_is_told(
+    method: dict[str, Any], said: str | None, tmp_path: Path, inputs: Inputs
+) -> None:
+    """By a learning rate that leaves second factors at numbers which float16 has no digits for."""
+    listener = Listener(tmp_path)
+    spec = make_spec(learning_rate=2e-9, steps=2)
+    spec["method"] = {"kind": "lora", "rank": 2, "targets": "default"} | method
+    build(spec, inputs, listener)
+    figures = json.loads((tmp_path / "out/metrics.json").read_text()).get("half_precision")
+    words = [word for word in listener.warnings if "save_precision" in word]
+    assert len(words) == (said is not None)
+    assert said is None or re.search(said, words[0])
+    if method.get("save_precision") == "float16":
+        assert figures["zeros"] > 100
+        assert figures["layers"] > 10
+        assert figures["relative_error"] > 0.5
+    elif method:
+        assert (figures["zeros"], figures["layers"], figures["kept_in_float32"]) == (0, 0, 0)
+        assert 0 < figures["relative_error"] < 0.005
+    else:
+        assert figures is None
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, inputs: Inputs) -> None:

@@ -23,7 +23,7 @@ from sdbuild.data.sampler import derive
 from sdbuild.errors import DataError, StepError
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Networks, Strength
-from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of, saved
+from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of
 from sdbuild.methods.layers import sizes, wrapped
 from sdbuild.methods.lora.dora import DoraAdapter, DoraLayer, first_factor
 from sdbuild.methods.lora.ranks import Gate, gates
@@ -74,7 +74,7 @@ class LoraAdapter(LayeredAdapter[Any]):
             for part in self.parts(self.layers[place]):
                 diffusers[f"{named(place, key_map)}.{part}"] = state[f"{'.'.join(place)}.{part}"] * scales.get(part, 1)
         files = {f"{name}.safetensors": kohya, DIFFUSERS_FILE: diffusers}
-        return {file: saved(tensors, self._spec.save_precision) for file, tensors in files.items()}
+        return self.saved(files, self._spec.save_precision)
 
     def read(self, file: Mapping[str, Tensor], key_map: KeyMap) -> None:
         """Take over what `export` gave for diffusers."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sdbuild.families.contract import KeyMap
-from sdbuild.methods.layered import Place, saved
+from sdbuild.methods.layered import Place
 from sdbuild.methods.layers import Layer, LayersAdapter, base_weight
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.spec import Size
@@ -121,7 +121,9 @@ class DoraAdapter(LayersAdapter):
             for end, tensor in layer.filed().items():
                 file[f"{own}.{end}"] = halves_exchanged(tensor) if exchanged and end == UP else tensor
         lengths = {key: tensor for key, tensor in file.items() if key.endswith(f".{LENGTHS}")}
-        return {f"{name}.safetensors": saved(file, self._precision) | lengths}
+        main = f"{name}.safetensors"
+        rest = {key: tensor for key, tensor in file.items() if key not in lengths}
+        return {main: {**self.saved({main: rest}, self._precision)[main], **lengths}}
 
     def read(self, file: Mapping[str, Tensor], key_map: KeyMap) -> None:
         """Take over what `export` has written."""

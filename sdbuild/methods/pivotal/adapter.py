@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Adapter, Networks, Strength
 from sdbuild.methods.lora.adapter import METHOD as LORA
+from sdbuild.methods.narrowing import Narrowing, narrowing_of
 from sdbuild.methods.pivotal.spec import Pivotal
 from sdbuild.methods.state import take_over, without
 from sdbuild.methods.tokens import NewTokens, file_of
@@ -44,6 +45,11 @@ class PivotalAdapter:
         main = f"{name}.safetensors"
         words = {file_of(each): self._tokens.file(each) for each in self._tokens.tokens}
         return {**files, main: {**files[main], **self._tokens.bundle()}, **words}
+
+    @property
+    def narrowing(self) -> Narrowing | None:
+        """Return what the LoRA's file lost."""
+        return narrowing_of(self._lora)
 
     def summary(self) -> dict[str, str]:
         """Return what the LoRA says, and the words."""
