@@ -11,9 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.bases import base_doubts, misfits
+from sdbuild.build.bases import base_doubts, in_recipe, misfits
 from sdbuild.build.project import Project
 from sdbuild.build.view_counts import seen_too_often
+from sdbuild.captioners import keys
 from sdbuild.console import Console
 from sdbuild.data.records import ImageRecord, read_images
 from sdbuild.errors import DataError, InputError, Problem
@@ -72,6 +73,8 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
     for group, members in groupby(choose(recipes, names) if names else recipes, key=lambda recipe: recipe.group):
         variants = list(members)
         pictures, found, doubts = _check_variants(project, variants, console)
+        found += [problem for recipe in variants for problem in in_recipe(recipe.name, keys.problems(_asked(recipe)))]
+        doubts += [word for recipe in variants for word in map(keys.withheld, _asked(recipe).values()) if word]
         problems.update(dict.fromkeys(found))
         lacking |= {f"recipes/{group}.yaml: {word}": None for recipe in variants for word in missing(recipe)}
         for doubt in dict.fromkeys(doubts):
@@ -83,6 +86,12 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
         console.warn(word)
     if problems:
         raise InputError(problems)
+
+
+def _asked(recipe: Recipe) -> dict[int, Mapping[str, Any]]:
+    """Captioners that ask servers of anybody's, by the numbers of their datasets."""
+    said = (dataset["caption"] for dataset in recipe.resolved()["datasets"])
+    return {number: caption for number, caption in enumerate(said) if caption["from"] == "openai"}
 
 
 def _check_variants(

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from sdbuild.captioners.asking import spelled
 from sdbuild.captioners.contract import AskError, Captioner, Question, Reply
-from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, refused, status_error, understanding
+from sdbuild.captioners.hosted import (
+    Secret,
+    client_module,
+    count_of,
+    faults,
+    read_whole,
+    refused,
+    status_error,
+    text_of,
+    understanding,
+    whole,
+)
 from sdbuild.captioners.pictures import encoded
 from sdbuild.captioners.running import Hosted
 
@@ -33,8 +44,14 @@ class Claude:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._secret = Secret("ANTHROPIC_API_KEY")
         self._module = client_module("anthropic")
+        from sdbuild.captioners.bounded import http_client
+
         self._client = self._module.Anthropic(
-            api_key=self._secret.value, max_retries=0, timeout=settings["timeout"], open_telemetry=False
+            api_key=self._secret.value,
+            max_retries=0,
+            timeout=settings["timeout"],
+            open_telemetry=False,
+            http_client=http_client(self._module),
         )
         self._model: str = settings["model"]
         own = {"temperature": settings["temperature"]} if settings.get("temperature") is not None else {}
@@ -82,7 +99,12 @@ class Claude:
         """See `contract.Provider`."""
         with self._faults():
             for row in self._client.messages.batches.results(batch):
-                yield row.custom_id, self._result(row.result.to_dict())
+                try:
+                    with understanding():
+                        key, result = str(row.custom_id), self._result(row.result.to_dict(warnings=False))
+                except AskError:  # what is no answer is asked for again
+                    continue
+                yield key, result
 
     def _result(self, result: Mapping[str, Any]) -> Reply | AskError:
         if result["type"] == "succeeded":
@@ -119,15 +141,17 @@ def _reply(message: Mapping[str, Any]) -> Reply:
         AskError: the model refuses, or it is no answer.
     """
     with understanding():
-        texts = [block["text"] for block in message["content"] if block["type"] == "text"]
+        content = message["content"]
+        if not isinstance(content, list):
+            raise TypeError("an answer is a list of parts")
         usage = message["usage"]
-        cached = sum(usage.get(f"cache_{kind}_input_tokens") or 0 for kind in ("creation", "read"))
+        cached = sum(count_of(usage.get(f"cache_{kind}_input_tokens")) for kind in ("creation", "read"))
         reply = Reply(
-            text="".join(texts),
+            text=text_of(content),
             cut=message["stop_reason"] in ("max_tokens", "model_context_window_exceeded"),
-            input_tokens=int(usage["input_tokens"]) + cached,
-            output_tokens=int(usage["output_tokens"]),
+            input_tokens=count_of(usage["input_tokens"]) + cached,
+            output_tokens=count_of(usage["output_tokens"]),
         )
         if message["stop_reason"] == "refusal":
             raise refused(reply)
-        return reply
+        return whole(reply)

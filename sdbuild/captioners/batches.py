@@ -114,7 +114,11 @@ class Batches:
                 note.unlink(missing_ok=True)
             raise
         reasons: dict[str, str] = {}
+        stop: AskError | None = None
+        noted = frozenset(json.loads(note.read_bytes())["keys"])
         for key, answer in answers:
+            if key not in noted:  # nobody asked for it
+                continue
             question = left.get(key)
             good = isinstance(answer, Reply) and not answer.cut and bool(clean(answer.text))
             if question is None:
@@ -128,14 +132,18 @@ class Batches:
                     self._desk.deliver(question, answer)
                 else:
                     reasons[key] = "the answer is empty or cut short"
-            elif answer.then == "stop":
-                raise answer
             elif answer.then == "skip":
                 del left[key]
-                self._desk.fail(question, str(answer))
+                try:
+                    self._desk.fail(question, str(answer))
+                except AskError as error:  # too many of them, which takes no answer from the others
+                    stop = error
             else:
                 reasons[key] = str(answer)
+                stop = answer if answer.then == "stop" else stop
         note.unlink(missing_ok=True)
+        if stop is not None:
+            raise stop
         return reasons
 
     def _answers(self, batch: str) -> list[tuple[str, Reply | AskError]]:

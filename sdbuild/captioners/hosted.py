@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -27,19 +28,28 @@ _QUOTA = (
 )
 """Words of errors that no waiting helps with."""
 _LONGEST = 200
+MOST_LETTERS = 50_000
+"""Of an answer that is taken; captions have some hundred."""
+_MOST_TOKENS = 10**9
 
 
 class Secret:
     """A key from the environment; it is never printed."""
 
-    def __init__(self, variable: str, *, optional: bool = False) -> None:
+    def __init__(self, variable: str, *, optional: bool = False, withheld: str | None = None) -> None:
         """Read it.
+
+        Args:
+            variable: that holds it.
+            optional: whether the server may do without.
+            withheld: why it is not sent to its server, if it is not.
 
         Raises:
             StepError: it is not there, or no key.
         """
         self.variable = variable
-        self._value = os.environ.get(variable, "").strip()
+        self.missing = withheld or f"{variable} is not set"
+        self._value = "" if withheld else os.environ.get(variable, "").strip()
         if not self._value and not optional:
             raise StepError(f"{variable} is not set: put the provider's key into the environment and run doit again")
         if not (self._value.isascii() and self._value.isprintable()) or " " in self._value:
@@ -63,7 +73,7 @@ class Secret:
         shown = str(text)
         if self._value:
             shown = shown.replace(self._value, "***")
-        shown = clean(shown)
+        shown = clean(shown[: 10 * _LONGEST])
         return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 
@@ -95,11 +105,37 @@ def read_whole(chunks: Iterable[bytes], timeout: float, started: float) -> dict[
             raise AskError(f"no whole answer within {timeout:g} s", "again")
     try:
         content = json.loads(found)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise AskError("the server answered something that is not JSON", "again")
     return content
+
+
+def text_of(content: object) -> str:
+    """The text of an answer, or of its parts."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    if not isinstance(content, str):
+        raise TypeError("an answer is a text")
+    return content
+
+
+def count_of(value: object) -> int:
+    """A number of tokens, as far as it can be one."""
+    return min(max(0, int(value or 0)), _MOST_TOKENS)  # type: ignore[call-overload, no-any-return]
+
+
+def whole(reply: Reply) -> Reply:
+    """The same answer.
+
+    Raises:
+        AskError: it is too long for a caption.
+    """
+    if len(reply.text) > MOST_LETTERS:
+        message = f"the answer has {len(reply.text):,} letters; lower max_tokens, or write its caption"
+        raise AskError(message, "skip", took=replace(reply, text=""))
+    return reply
 
 
 def refused(took: Reply) -> AskError:
@@ -113,7 +149,7 @@ def understanding() -> Iterator[None]:
     """Take an answer apart; one of another shape is no answer."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
         raise AskError("the server answered something that is no answer", "again") from None
 
 
@@ -133,6 +169,8 @@ def faults(client: ModuleType, secret: Secret, model: str, timeout: float) -> It
     except client.APIStatusError as error:
         raise status_error(error.status_code, error.body, error.response.headers, secret, model) from None
     except (client.APIConnectionError, httpx2.HTTPError) as error:
+        if isinstance(error.__cause__, AskError):
+            raise error.__cause__ from None
         reason = secret.hide(error.__cause__ or error) or type(error).__name__
         raise AskError(f"the connection broke ({reason})", "again") from None
     except Exception as error:
@@ -146,9 +184,12 @@ def status_error(status: int, body: object, headers: Mapping[str, str], secret: 
     lowered = f"{json.dumps(body, default=str)}".lower()
     if status == 402 or (status in (400, 403, 429) and any(word in lowered for word in _QUOTA)):
         return AskError(f"the account has no credit left ({reason})", "stop")
+    if 300 <= status < 400:
+        to = secret.hide(headers.get("location", "another address"))
+        return AskError(f"the server sends requests on to {to} ({status}), which is not followed", "stop")
     if status in (401, 403):
         if not secret.is_set:
-            return AskError(f"the server wants a key, and {secret.variable} is not set ({reason})", "stop")
+            return AskError(f"the server wants a key, and {secret.missing} ({reason})", "stop")
         return AskError(f"the key in {secret.variable} is refused ({reason})", "stop")
     if status == 404:
         return AskError(f"the server does not know {model} ({reason})", "stop", status=status)

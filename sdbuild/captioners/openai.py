@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbuild.captioners import keys
 from sdbuild.captioners.asking import spelled
 from sdbuild.captioners.contract import AskError, Captioner, Question, Reply
-from sdbuild.captioners.hosted import Secret, client_module, faults, read_whole, refused, status_error, understanding
+from sdbuild.captioners.hosted import (
+    Secret,
+    client_module,
+    count_of,
+    faults,
+    read_whole,
+    refused,
+    status_error,
+    text_of,
+    understanding,
+    whole,
+)
 from sdbuild.captioners.pictures import encoded
 from sdbuild.captioners.running import Hosted
 
@@ -32,12 +43,22 @@ class ChatCompletions:
     name = "openai"
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        address = settings.get("base_url") or os.environ.get("OPENAI_BASE_URL") or None
-        self._secret = Secret(settings["key_variable"], optional=address is not None)
+        address = keys.server_of(settings)
+        variable = settings["key_variable"]
+        withheld = None if keys.is_sent(settings) else f"{variable} is not sent there; {keys.remedy(settings)}"
+        self._secret = Secret(variable, optional=address is not None, withheld=withheld)
         self._module = client_module("openai")
+        from sdbuild.captioners.bounded import http_client
+
         self._client = self._module.OpenAI(
-            api_key=self._secret.value, base_url=address, max_retries=0, timeout=settings["timeout"]
+            api_key=self._secret.value,
+            base_url=address,
+            max_retries=0,
+            timeout=settings["timeout"],
+            http_client=http_client(self._module),
         )
+        if withheld:  # who asks is as little of the server's business
+            self._client.organization = self._client.project = None
         self._model: str = settings["model"]
         self._own = {name: settings[name] for name in ("temperature",) if settings.get(name) is not None}
         self._own |= spelled(settings)
@@ -104,8 +125,13 @@ class ChatCompletions:
             for file in filter(None, (found.output_file_id, found.error_file_id)):
                 for line in self._client.files.content(file).text.split("\n"):
                     if line.strip():
-                        row = json.loads(line)
-                        yield row["custom_id"], self._result(row)
+                        try:
+                            with understanding():
+                                row = json.loads(line)
+                                key, result = str(row["custom_id"]), self._result(row)
+                        except AskError:  # what is no answer is asked for again
+                            continue
+                        yield key, result
 
     def _result(self, row: Mapping[str, Any]) -> Reply | AskError:
         response = row.get("response")
@@ -136,11 +162,11 @@ def _reply(completion: Mapping[str, Any]) -> Reply:
         choice = completion["choices"][0]
         usage = completion.get("usage") or {}
         reply = Reply(
-            text=choice["message"].get("content") or "",
+            text=text_of(choice["message"].get("content") or ""),
             cut=choice["finish_reason"] == "length",
-            input_tokens=int(usage.get("prompt_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
+            input_tokens=count_of(usage.get("prompt_tokens")),
+            output_tokens=count_of(usage.get("completion_tokens")),
         )
         if choice["finish_reason"] == "content_filter" or choice["message"].get("refusal"):
             raise refused(reply)
-        return reply
+        return whole(reply)

@@ -26,13 +26,15 @@ def shown(project: Path, record: ImageRecord, background: str, longest_side: int
     from PIL import Image
 
     from sdbuild.data.pictures import open_picture
+    from sdbuild.data.room import ROOM
 
-    image = open_picture(project / record.path, background=background, name=record.path)
-    scale = longest_side / max(image.size)
-    if scale >= 1:
-        return image
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    with ROOM.held():
+        image = open_picture(project / record.path, background=background, name=record.path)
+        scale = longest_side / max(image.size)
+        if scale >= 1:
+            return image
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def encoded(image: Image) -> tuple[str, str]:

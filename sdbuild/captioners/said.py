@@ -32,7 +32,7 @@ def read_said(folder: Path) -> dict[str, str]:
     except OSError:
         return found
     for line in content.split(b"\n"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
             key, text = row["key"], row["text"]
             if isinstance(key, str) and isinstance(text, str):

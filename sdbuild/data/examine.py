@@ -13,6 +13,7 @@ from typing import TypeVar
 from sdbuild.data.masks import ALPHA, treatment
 from sdbuild.data.pictures import decode, mask_of, pixel_digest, read_file, read_mask
 from sdbuild.data.pixelcache import Identity, PixelCache, PixelKey, Pixels, identity_of
+from sdbuild.data.room import ROOM
 from sdbuild.errors import DataError, Problem
 
 THREADS = 8
@@ -95,6 +96,11 @@ def examine(
 
 def _look(path: str, mask: str | None, project: Path, background: str) -> tuple[PixelKey, Pixels] | Problem:
     """Decode a picture and its mask; the key is that of the bytes that were read."""
+    with ROOM.held():
+        return _looked(path, mask, project, background)
+
+
+def _looked(path: str, mask: str | None, project: Path, background: str) -> tuple[PixelKey, Pixels] | Problem:
     mask_data: bytes | None = None
     md5s: dict[str, str] = {}
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from sdbuild.data.buckets import Fit
 from sdbuild.data.colour import HdrError, described, to_srgb
@@ -28,17 +29,24 @@ from sdbuild.data.formats import EXTRAS, FORMATS, UNMARKED, format_of, jxl_size,
 from sdbuild.data.listing import ending
 from sdbuild.data.masks import ALPHA
 from sdbuild.data.pngfile import GREY_ALPHA, Png, read_png
+from sdbuild.data.room import ROOM
 from sdbuild.errors import DataError, Problem
 from sdbuild.storage.regular import SpecialFileError, read_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+STRIP = 2**18
+"""Pixels that are hashed at once."""
 MOVING = frozenset({"PNG", "WEBP", "GIF", "TIFF", "AVIF"})
 """Formats whose further frames or pages are left out with a word. Cameras' MPO holds previews: nobody misses them."""
 
 MAX_PIXELS = 2 * 89_478_485
 """Pillow's own limit against decompression bombs: about 179 million pixels."""
+_MOST = f"{MAX_PIXELS // 1_000_000} million"
+
+# Large pictures in large blocks, which go back to the system when they are freed: an arena of a thread would keep them.
+Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
 # Pillow warns of half its limit and of odd metadata: chatter about pictures which open well.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -116,10 +124,9 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
     _need_reader(data, name)
     png = read_png(data)
     try:
-        with _opened(data if png is None else png.pixels, name) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _too_large(name)
+        with ROOM.held(), _opened(data if png is None else png.pixels, name) as image:
+            _check_size(image.size, name)
+            ROOM.take(image.width * image.height)
             dropped = image.format in MOVING and bool(getattr(image, "is_animated", False))
             profiles = described(image, data, png)
             image.load()
@@ -134,7 +141,9 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
             raise _bad(name, f"is text, not a picture, in spite of its {ending(name)}; replace or delete it") from error
         raise _bad(name, "is no picture in a known format, or its start is damaged; replace or delete it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name) from error
+        counted = re.search(r"\((\d+) pixels\)", str(error))
+        size = f" ({int(counted[1]) // 1_000_000} million)" if counted else ""
+        raise _bad(name, f"has more than {_MOST} pixels{size}; scale it down") from error
     except _BROKEN as error:
         if "truncated" in str(error).lower():
             raise _bad(name, "is cut short (truncated); copy it again or delete it") from error
@@ -199,10 +208,20 @@ def _blaming(name: str, mask: str) -> Iterator[None]:
 def pixel_digest(image: Image.Image, mask: Image.Image | None = None) -> str:
     """sha256 (hex) of a picture's size, RGB pixels and mask: equal for equal pixels, whatever file they came from."""
     digest = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
-    digest.update(image.tobytes())
+    for part in _strips(image):
+        digest.update(part)
     if mask is not None:
-        digest.update(b"mask\n" + mask.tobytes())
+        digest.update(b"mask\n")
+        for part in _strips(mask):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _strips(image: Image.Image) -> Iterator[bytes]:
+    """The bytes of a picture, some rows at a time."""
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))).tobytes()
 
 
 def fit(image: Image.Image, how: Fit) -> NDArray[np.uint8]:
@@ -233,8 +252,8 @@ def _need_reader(data: bytes, name: str) -> None:
     if lacking is not None:
         raise _bad(name, f'is {lacking.called}: pip install "sdbuild[{lacking.package}]", or save it as PNG or JPEG')
     size = jxl_size(data) if kind == "JXL" else None
-    if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise _too_large(name)
+    if size is not None:
+        _check_size(size, name)
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
@@ -268,6 +287,8 @@ def _to_rgb(
 def _upright(image: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF says; one whose EXIF cannot be read stays as it is."""
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # which `exif_transpose` would copy
         return ImageOps.exif_transpose(image)
     except _BROKEN:
         return image
@@ -289,8 +310,15 @@ def _is_text(data: bytes) -> bool:
     return all(character.isprintable() or character.isspace() for character in start)
 
 
-def _too_large(name: str) -> DataError:
-    return _bad(name, f"has more than {MAX_PIXELS // 1_000_000} million pixels; scale it down")
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture before it is decoded.
+
+    Raises:
+        DataError: it has too many pixels.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise _bad(name, f"has more than {_MOST} pixels ({width}×{height}); scale it down")
 
 
 def _bad(name: str, message: str) -> DataError:

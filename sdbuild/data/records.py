@@ -212,7 +212,10 @@ def _dataset_and_digest(row: CaptionRecord) -> tuple[int, str]:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, to a temporary name which is then renamed."""
-    with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        renamed_to(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):  # half surrogates, as models may say them, become what JSON writes for them
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, separators=(", ", ": ")) + "\n")
 

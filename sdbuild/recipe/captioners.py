@@ -223,7 +223,8 @@ class OpenAI(Hosted):
     base_url: Annotated[Text, AfterValidator(_address)] | None = None
     """Address of the server; null is `OPENAI_BASE_URL`, or OpenAI's own. No caption depends on where a model runs."""
     key_variable: Annotated[Text, AfterValidator(_variable)] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; servers with a `base_url` may do without."""
+    """Environment variable that holds the key; servers with a `base_url` may do without. Others than OpenAI's, and
+    other servers, are allowed by `SDBUILD_KEYS` in the environment."""
     detail: Literal["low", "high", "auto"] | None = None
     """How closely OpenAI's models look; null leaves it to the server."""
 

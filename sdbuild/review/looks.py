@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sdbuild.data.pictures import open_picture
+from sdbuild.data.room import ROOM
 from sdbuild.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ def looks(paths: Mapping[str, Path], cache: Path, background: str) -> dict[str, 
     missing = sorted(digest for digest in paths if digest not in known)
 
     def look(digest: str) -> Look | None:
-        try:
-            return look_of(open_picture(paths[digest], background=background))
-        except DataError:
-            return None
+        with ROOM.held():
+            try:
+                return look_of(open_picture(paths[digest], background=background))
+            except DataError:
+                return None
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         made = {digest: found for digest, found in zip(missing, pool.map(look, missing), strict=True) if found}

@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.data.pictures import open_picture
+from sdbuild.data.room import ROOM
 from sdbuild.errors import DataError, SdbuildError, UsageError
 from sdbuild.review.desk import Desk
 
@@ -200,11 +201,13 @@ class _Handler(BaseHTTPRequestHandler):
         if entry is None or size not in SIZES:
             raise _Refused(HTTPStatus.NOT_FOUND, "no such picture")
         material = self.server.desk.material
-        try:
-            image = open_picture(material.project.root / entry.path, background=material.background, name=entry.path)
-        except DataError as error:
-            raise _Refused(HTTPStatus.NOT_FOUND, str(error)) from None
-        image.thumbnail((SIZES[size], SIZES[size]))
+        path = material.project.root / entry.path
+        with ROOM.held():
+            try:
+                image = open_picture(path, background=material.background, name=entry.path)
+            except DataError as error:
+                raise _Refused(HTTPStatus.NOT_FOUND, str(error)) from None
+            image.thumbnail((SIZES[size], SIZES[size]))
         file = io.BytesIO()
         image.save(file, "PNG" if max(image.size) <= 256 else "JPEG", quality=90)
         return HTTPStatus.OK, "image/png" if max(image.size) <= 256 else "image/jpeg", file.getvalue()

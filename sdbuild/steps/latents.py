@@ -173,12 +173,15 @@ def read_pixels(item: WantedLatent, project: Path, background: str) -> Pixels:
         DataError: it is not the picture that was scanned.
     """
     from sdbuild.data.pictures import fit, open_masked, pixel_digest
+    from sdbuild.data.room import ROOM
 
     record = item.placement.record
-    image, mask = open_masked(project, record.path, record.mask, background)
-    if pixel_digest(image, mask) != record.digest:
-        raise DataError([Problem(file=record.path, message="changed while it was being built; build again")])
-    found = [None if each is None else fit(each, item.placement.fit) for each in (image, mask)]
+    with ROOM.held():
+        image, mask = open_masked(project, record.path, record.mask, background)
+        if pixel_digest(image, mask) != record.digest:
+            raise DataError([Problem(file=record.path, message="changed while it was being built; build again")])
+        found = [None if each is None else fit(each, item.placement.fit) for each in (image, mask)]
+        del image, mask
     pixels, counts = (each if each is None or not item.flip else each[:, ::-1].copy() for each in found)
     assert pixels is not None
     return pixels, counts

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -72,6 +74,10 @@ class Speaker:
     files: dict[str, str] = field(default_factory=dict)
     looks: Counter[str] = field(default_factory=Counter)
     cancelled: set[str] = field(default_factory=set)
+    bodies: list[bytes] = field(default_factory=list)
+    """Answers word for word, for the fault `body`."""
+    elsewhere: str = ""
+    """Where the fault `redirect` sends requests on to."""
     at_once: int = 0
     most_at_once: int = 0
     url: str = ""
@@ -141,6 +147,20 @@ class Speaker:
             return web.Response(text="<html>not {json", content_type="application/json")
         if fault == "shape":
             return web.json_response({"content": "nothing", "choices": 3})
+        if fault == "redirect":
+            return web.Response(status=307, headers={"location": self.elsewhere})
+        if fault == "body":
+            return web.Response(body=self.bodies.pop(0), content_type="application/json")
+        if fault == "gzip":
+            packed = gzip.compress(b" " * 1000)
+            return web.Response(body=packed, headers={"content-encoding": "gzip", "content-type": "application/json"})
+        if fault in ("endless", "endless-error"):
+            endless = web.StreamResponse(status=200 if fault == "endless" else 400)
+            await endless.prepare(request)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(4000):
+                    await endless.write(b" " * 65536)
+            return endless
         if fault in ("reset", "trickle"):
             response = web.StreamResponse(headers={"content-type": "application/json", "content-length": "1000"})
             await response.prepare(request)

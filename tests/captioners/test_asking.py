@@ -220,8 +220,9 @@ def test_servers_of_ones_own_need_no_key(asking: Asking, server: Speaker, monkey
     asking.run(**{**GPT, "model": "llava"}, base_url=f"{server.url}/v1")
     assert "max_tokens" in server.asked[0].body
     monkeypatch.setenv("OTHER_KEY", "other")
+    monkeypatch.setenv("SDBUILD_KEYS", f"OTHER_KEY={server.url}")
     server.key = "other"
-    with pytest.raises(StepError, match=r"the server wants a key, and OPENAI_API_KEY is not set \(401: "):
+    with pytest.raises(StepError, match=r"the server wants a key, and OPENAI_API_KEY is not sent there; .*\(401: "):
         asking.run(**GPT, base_url=f"{server.url}/v1")
     assert asking.run(**GPT, base_url=f"{server.url}/v1", key_variable="OTHER_KEY").computed == 4
 

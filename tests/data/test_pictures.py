@@ -174,7 +174,7 @@ def test_scripts_that_draw_are_not_run() -> None:
 
 
 def test_a_decompression_bomb_is_refused() -> None:
-    with pytest.raises(DataError, match=r"has more than 178 million pixels; scale it down"):
+    with pytest.raises(DataError, match=r"has more than 178 million pixels \(.*\); scale it down"):
         opened(bomb())
 
 
