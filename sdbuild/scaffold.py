@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver
 from sdbuild.build.project import Project
@@ -15,7 +16,7 @@ from sdbuild.storage.atomic import write_atomic
 
 _DODO = '''"""sdbuild's tasks for doit: `doit` builds every recipe, `doit list` shows them."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sdbuild.build.tasks import doit_config, load_tasks
 
@@ -60,6 +61,9 @@ def create(folder: Path, console: Console) -> None:
     dodo = root / "dodo.py"
     if dodo.exists() and "sdbuild" not in dodo.read_text(encoding="utf-8", errors="replace"):
         raise UsageError(f"{folder} has a dodo.py that is not sdbuild's; take another folder, or move it away")
+    for name in (".", "recipes", *PurePosixPath(_DATASET).parts[:1], ".dvc"):
+        if (root / name).exists() and not (root / name).is_dir():
+            raise UsageError(f"{root / name} is in the way: a project needs a folder there; move it away")
     root.mkdir(parents=True, exist_ok=True)
     done = list(_set_up(root))
     if is_project:
@@ -69,9 +73,11 @@ def create(folder: Path, console: Console) -> None:
     example = example_root()
     (root / "recipes").mkdir()
     shutil.copyfile(example / _RECIPE, root / _RECIPE)
-    if not (root / _DATASET).exists():
+    if os.path.lexists(root / _DATASET) or os.path.lexists(root / f"{_DATASET}.dvc"):
+        console.say(f"{_DATASET} is yours and left as it is; the example's pictures are not added")
+    else:
         shutil.copytree(example / _DATASET, root / _DATASET)
-    _track(root, console)
+        _track(root, console)
     console.say(f"{root} is an sdbuild project. Next:")
     for command in ([f"cd {folder}"] if folder != Path(".") else []) + [
         "sdbuild plan          # what will be done",
@@ -114,11 +120,14 @@ def _track(root: Path, console: Console) -> None:
 
 
 def _add_lines(path: Path, lines: Sequence[str]) -> bool:
-    """Add the lines that a file lacks; whether there were any."""
-    present = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    missing = [line for line in lines if line not in present]
+    """Add the lines that a file lacks, and leave those that it has byte for byte; whether there were any."""
+    before = path.read_bytes() if path.exists() else b""
+    present = {line.rstrip(b"\r") for line in before.split(b"\n")}
+    missing = [line.encode() for line in lines if line.encode() not in present]
     if missing:
-        write_atomic(path, "".join(f"{line}\n" for line in (*present, *missing)))
+        end = b"\r\n" if b"\r\n" in before else b"\n"
+        whole = before if not before or before.endswith(b"\n") else before + end
+        write_atomic(path.resolve(), whole + b"".join(line + end for line in missing))
     return bool(missing)
 
 

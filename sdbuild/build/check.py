@@ -6,6 +6,7 @@ import importlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from sdbuild.build.bases import base_doubts, in_recipe, misfits
 from sdbuild.build.project import Project
+from sdbuild.build.statcache import StatCache
+from sdbuild.build.versions import Versions
 from sdbuild.build.view_counts import seen_too_often
 from sdbuild.captioners import keys
 from sdbuild.console import Console
@@ -84,6 +87,7 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
             yield f"recipes/{group}.yaml is right: {pictures} pictures{counted}"
     for word in lacking:
         console.warn(word)
+    problems |= dict.fromkeys(_versions(project, recipes, console))
     if problems:
         raise InputError(problems)
 
@@ -92,6 +96,18 @@ def _asked(recipe: Recipe) -> dict[int, Mapping[str, Any]]:
     """Captioners that ask servers of anybody's, by the numbers of their datasets."""
     said = (dataset["caption"] for dataset in recipe.resolved()["datasets"])
     return {number: caption for number, caption in enumerate(said) if caption["from"] == "openai"}
+
+
+def _versions(project: Project, recipes: Sequence[Recipe], console: Console) -> Iterator[Problem]:
+    """Datasets that hold edits of another version than their `.dvc` files name; of older versions the user is told."""
+    with closing(StatCache(project.root, project.stat_cache)) as stat:
+        versions = Versions(project, stat)
+        for path in dict.fromkeys(dataset.path for recipe in recipes for dataset in recipe.datasets):
+            state = versions.state(path)
+            if state == "diverged":
+                yield versions.problem(path)
+            elif words := versions.words(path, state):
+                console.warn(words)
 
 
 def _check_variants(

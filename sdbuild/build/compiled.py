@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdbuild.build.bases import in_recipe
 from sdbuild.build.project import Project
+from sdbuild.build.written import may_be_replaced, note
 from sdbuild.errors import DataError, Problem, RecipeError
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan_resolved
-from sdbuild.plan.files import HEADER, render_dvc_yaml, render_recipe_json
+from sdbuild.plan.files import render_dvc_yaml, render_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.places import is_hub_id
+from sdbuild.storage.aside import make_room, set_aside
 from sdbuild.storage.atomic import write_atomic
 
 
@@ -85,15 +87,14 @@ class Compiled:
             return True
 
     def write(self, path: str, text: str) -> Path | None:
-        """Write a compiled file; a `dvc.yaml` that sdbuild did not compile is set aside, and where is returned."""
+        """Write a compiled file; what lies there of the user's is set aside, and where is returned."""
         target = self._project.root / path
-        kept = None
-        if path == "dvc.yaml" and target.exists() and not target.read_text(encoding="utf-8").startswith(HEADER):
-            kept = target.with_name("dvc.yaml.before-sdbuild")
-            if not kept.exists():
-                target.rename(kept)
+        moved = make_room(self._project.root, PurePosixPath(path).parent.as_posix())
+        if not may_be_replaced(self._project, path):
+            moved.append(set_aside(target, "before-sdbuild"))
         write_atomic(target, text)
-        return kept
+        note(self._project, path, text)
+        return moved[0] if moved else None
 
     def _pinned(self, base: Base, say: Callable[[str], None]) -> tuple[Base, list[Problem]]:
         """A base with its commits, brought to this machine, and what a recipe says that is not so of it."""

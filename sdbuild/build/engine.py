@@ -7,23 +7,26 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdbuild.build.bases import misfits
-from sdbuild.build.cache import LocalCache
 from sdbuild.build.compiled import Compiled
+from sdbuild.build.inputs import Inputs
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
+from sdbuild.build.outs import Outs
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
-from sdbuild.build.workers import Workers
+from sdbuild.build.stopping import Interrupted, stopped
+from sdbuild.build.workers import PATIENCE, Workers
 from sdbuild.captioners import models
 from sdbuild.console import Console
-from sdbuild.errors import DataError, Problem, RecipeError, SdbuildError, StepError
+from sdbuild.errors import DataError, RecipeError, SdbuildError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.models import Recipe
@@ -68,6 +71,11 @@ class Engine:
         self._fits: set[str] = set()
         self._refused: SdbuildError | None = None
         self._chosen: frozenset[str] | None = None
+        self._running: dict[str, tuple[int, int]] = {}
+        self.stopped = False
+        """The user has been told what an interrupt left."""
+        self._inputs = Inputs(self.oracle, self.compiled)
+        self._outs = Outs(project, self.oracle, console, lambda: self.history)
 
     @cached_property
     def history(self) -> History:
@@ -99,15 +107,15 @@ class Engine:
                 }
                 files = self.compiled.files(self._reads)
                 changed = {path: text for path, text in files.items() if self.compiled.differs(path, text)}
-                if not changed:
+                if not changed and not self.lock_file.strangers():
                     break
                 if attempt == "look":
                     self.hold()
                     continue
                 for path, text in changed.items():
-                    kept = self.compiled.write(path, text)
-                    if kept is not None:
-                        self.console.warn(f"dvc.yaml was not written by sdbuild; it is kept as {kept.name}")
+                    self._write(path, text)
+                if (kept := self.lock_file.drop_strangers([step.stage for step in self.steps.values()])) is not None:
+                    self._tell_kept("dvc.lock", kept)
             self._prepared = True
 
     def judge(self, name: str) -> Verdict:
@@ -140,6 +148,18 @@ class Engine:
             outcome = self._run(step, self._ready(step), started)
         self.outcomes[name] = outcome
         return outcome
+
+    def interrupt(self) -> None:
+        """Have the steps that other threads run save their state; a second Ctrl-C waits no longer, and is told so."""
+        until = time.monotonic() + PATIENCE
+        with contextlib.suppress(KeyboardInterrupt):
+            self._workers.interrupt()
+            while self._running and time.monotonic() < until:
+                time.sleep(0.05)
+        for name, done in dict(self._running).items():
+            self._workers.kill()
+            self.console.error(stopped(self.steps[name], self.project.scratch(name), Interrupted(cut=True), done))
+            self.stopped = True
 
     def close(self) -> None:
         """Give back processes, databases and the lock."""
@@ -182,7 +202,8 @@ class Engine:
         known = verdict.entry if verdict.action == "restore" else self._pushed(verdict)
         if known is not None:
             self._write_reads(verdict)
-            if self._left_there(verdict, known) or self.history.restore(step, known):
+            if self._left_there(verdict, known) or self._outs.restore(step, known):
+                self._save_data(verdict)
                 self.oracle.forget()  # steps after this one were waiting for it to run
                 self._forget_scratch(step)
                 return Outcome(how="restored")
@@ -213,6 +234,7 @@ class Engine:
             self._bring_base(step)
             self.oracle.forget()
             verdict = self.oracle.judge(step.name)
+            self._inputs.check_settled(verdict)
             self._write_reads(verdict)
             return verdict
 
@@ -220,32 +242,56 @@ class Engine:
         self._fit(step)
         self._tell_lacking(step.recipe)
         self.console.step_started(step.name, before.reasons)
+        self._running[step.name] = 0, 0
 
         def show(event: Mapping[str, Any]) -> None:
             if event["event"] == "progress":
+                self._running[step.name] = event["done"], event["total"]
                 self.console.step_progress(step.name, event["done"], event["total"], event["unit"], event["figures"])
             else:
                 self.console.warn(f"{step.name}: {event['message']}")
 
         try:
-            if step.kind == "captions":
-                models.bring(step.spec, self.project.root)
-            with self._alone(step):
-                items = self._workers.run(step.name, show)
+            items = self._work(step, before, show)
             with self._mutex:
-                self._check_unchanged(step, before)
+                self._inputs.check_unchanged(before, self._reads)
                 self._save_data(before)
                 self.history.record(step, before.deps, step.parameters(before.reads))
                 self.oracle.forget()
                 self._forget_scratch(step)
-        except BaseException:
-            self.console.step_failed(step.name)
-            with self._mutex:
-                self._put_back(step)
+        except KeyboardInterrupt as error:
+            words = stopped(step, self.project.scratch(step.name), error, self._running[step.name])
+            with contextlib.suppress(KeyboardInterrupt):  # a second one: the next build puts them back
+                self._give_up(step)
+            self.console.error(words)
+            self.stopped = True
             raise
+        except BaseException:
+            self._give_up(step)
+            raise
+        finally:
+            self._running.pop(step.name, None)
         seconds = time.monotonic() - started
         self.console.step_done(step.name, items.total, items.computed, seconds)
         return Outcome(how="ran", items=items, seconds=seconds)
+
+    def _work(self, step: Step, before: Verdict, show: Callable[[Mapping[str, Any]], None]) -> Items:
+        """Have a worker run a step; where it fails over inputs that changed under it, that is what is said."""
+        if step.kind == "captions":
+            models.bring(step.spec, self.project.root)
+        try:
+            with self._alone(step):
+                return self._workers.run(step.name, show)
+        except SdbuildError as error:
+            with self._mutex:
+                if (explained := self._inputs.explained(error, before, self._reads)) is not None:
+                    raise explained from error
+            raise
+
+    def outdated(self) -> list[str]:
+        """Datasets of the chosen recipes that hold an older version than their `.dvc` files name, in words."""
+        chosen = [step for step in self.steps.values() if self._chosen is None or step.recipe in self._chosen]
+        return self.oracle.outdated(chosen)
 
     def lacking(self, recipe: str) -> list[str]:
         """What this machine lacks to train a recipe, if it is to be trained: told before the steps that lead there."""
@@ -281,47 +327,10 @@ class Engine:
         """
         return self._alike.setdefault(json.dumps([step.kind, step.spec], sort_keys=True), threading.Lock())
 
-    def _check_unchanged(self, step: Step, before: Verdict) -> None:
-        """Look at the inputs again: as they would be built now, and as they lie there, for anybody may edit outs."""
-        self.oracle.forget()
-        after = self.oracle.judge(step.name)
-        changed = {
-            dep.path: None
-            for dep in step.deps
-            for now in (after.deps.get(dep.path), self.stat.digest(dep.path))
-            if now is None or now.md5 != before.deps[dep.path].md5
-        }
-        if changed and all(dep.viewed for dep in step.deps) and before.reads == after.reads == self._reads_now(step):
-            return
-        if not changed and "base" in before.reads and self.oracle.reads.digest("base", step) != before.reads["base"]:
-            changed = {f"the base {step.base.model}": None}
-        if changed:
-            what = ", ".join(changed)
-            raise StepError(
-                f"{step.name}: its inputs changed while it ran, so its result was not kept; run doit again ({what})"
-            )
-
-    def _reads_now(self, step: Step) -> Mapping[str, str]:
-        """What the step would read of what lies there."""
-        try:
-            return self.oracle.reads.all(step)
-        except DataError:
-            return {}
-
-    def _put_back(self, step: Step) -> None:
-        """After a failure: the last good outs, where a step had already replaced them."""
-        self.oracle.forget()
-        entry = self.oracle.entry(step)
-        if entry is None:
-            return
-        present = [self.stat.digest(row["path"]) for row in entry.get("outs", [])]
-        good = [row["md5"] for row in entry.get("outs", [])]
-        if [digest.md5 if digest else None for digest in present] == good or not any(present):
-            return
-        if not self.history.restore(step, entry):  # DVC wants room in its cache, and the disk may be full
-            for row in entry["outs"]:
-                with contextlib.suppress(OSError):
-                    LocalCache(self.project).copy(row["md5"], self.project.root / row["path"])
+    def _give_up(self, step: Step) -> None:
+        self.console.step_failed(step.name)
+        with self._mutex:
+            self._outs.put_back(step)
 
     def _bring(self, paths: Sequence[str]) -> None:
         """Bring inputs into place: from the cache, from the remote, or by building the steps that make them."""
@@ -329,21 +338,30 @@ class Engine:
             producer = self.oracle.producers.get(path)
             if producer is not None:
                 entry = self.oracle.judge(producer.name).entry
-                if entry is None or not self.history.restore(producer, entry):
+                if entry is None or not self._outs.restore(producer, entry):
                     self.build(producer.name, forced=True)
-            elif not (self.project.root / path).exists() and not self.history.fetch_data(path):
-                tracked = self.oracle.tracked(path) is not None
-                lost = "neither DVC's cache nor its remote has it; `sdbuild push` where it is brings it here"
-                remedy = lost if tracked else "no such folder"
-                raise DataError([Problem(file=path, message=remedy)])
+            elif not self.oracle.in_place(path):
+                self._bring_data(path)
         self.oracle.forget()
 
+    def _bring_data(self, path: str) -> None:
+        """Bring the version of a dataset that its `.dvc` file names; an older one on disk is in the cache."""
+        versions, outdated = self.oracle.versions, (self.project.root / path).exists()
+        if not self.history.fetch_data(path):
+            raise DataError([versions.not_brought(path)])
+        if named := versions.named(path):
+            versions.note(path, named)
+        if outdated:
+            self.console.say(f"{path} held an older version than {path}.dvc names; that one was brought into place")
+
     def _save_data(self, verdict: Verdict) -> None:
-        """Keep the version of a tracked dataset that a step was built from."""
+        """Keep the version of a tracked dataset that a step was built from; never over one that others made since."""
+        versions = self.oracle.versions
         for path, digest in verdict.deps.items():
-            kept = self.oracle.tracked(path) if path not in self.oracle.producers else None
-            if kept is not None and kept.md5 != digest.md5:
+            named = versions.named(path) if path not in self.oracle.producers else None
+            if named is not None and named != digest.md5 and versions.state(path) == "edited":
                 self.history.save_data(path)
+                versions.note(path, versions.named(path) or digest.md5)
 
     def _write_reads(self, verdict: Verdict) -> None:
         """Put the digests of what a step is about to read into `recipe.json`, where DVC looks for parameters."""
@@ -351,7 +369,16 @@ class Engine:
         self._reads[step.name] = dict(verdict.reads)
         text = self.compiled.recipe_json(step.recipe, self._reads)
         if self.compiled.differs(step.params_file, text):
-            self.compiled.write(step.params_file, text)
+            self._write(step.params_file, text)
+
+    def _write(self, path: str, text: str) -> None:
+        """Write a compiled file, and tell what of the user's was in its place."""
+        if (kept := self.compiled.write(path, text)) is not None:
+            self._tell_kept(path, kept)
+
+    def _tell_kept(self, path: str, kept: Path) -> None:
+        place = kept.relative_to(self.project.root)
+        self.console.warn(f"{path} was not written by sdbuild, or edited since; it is kept as {place}")
 
     def _forget_scratch(self, step: Step) -> None:
         shutil.rmtree(self.project.scratch(step.name), ignore_errors=True)

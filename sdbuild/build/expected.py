@@ -56,7 +56,7 @@ def expected(oracle: Oracle, images: Step) -> Expected | None:
             if oracle.content(folder) is not None:
                 return None
             continue
-        listing = views.pictures(oracle.stat.listing(folder))
+        listing = views.pictures(oracle.stat.listing(folder, whole=True))
         keys = list(masks.pixel_keys(listing, mask, images.spec["background"]))
         found = cache.pixels(keys)
         for name, key in zip(masks.pair(sorted(listing), mask).pictures, keys, strict=True):

@@ -70,6 +70,8 @@ def explain(project: Project, name: str) -> list[str]:
 def _row(verdict: Verdict, counts: Counts, engine: Engine) -> dict[str, Any]:
     total, todo = counts.of(verdict)
     asked = counts.asked(verdict.step) if verdict.step.kind == "captions" and verdict.action == "run" else []
+    data = [dep.path for dep in verdict.step.deps if dep.path not in engine.oracle.producers]
+    outdated = [path for path in data if engine.oracle.versions.state(path) == "outdated"]
     lacking = engine.lacking(verdict.step.recipe) if verdict.step.kind == "train" else []
     return {
         "name": verdict.step.name,
@@ -78,6 +80,7 @@ def _row(verdict: Verdict, counts: Counts, engine: Engine) -> dict[str, Any]:
         "reasons": list(verdict.reasons),
         "items": {"total": total, "todo": todo if verdict.action == "run" else 0},
         **({"lacking": lacking} if lacking else {}),
+        **({"outdated": outdated} if outdated else {}),
         **({"asks": [each.told() for each in asked]} if asked else {}),
     }
 

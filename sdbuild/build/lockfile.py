@@ -8,15 +8,18 @@ changed are parsed again, because parsing a thousand takes longer than everythin
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from hashlib import md5
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from sdbuild.build.blocks import join, split
+from sdbuild.build.blocks import join, recipe_of, split
 from sdbuild.build.project import Project
 from sdbuild.errors import InputError, Problem
+from sdbuild.storage.aside import free_name
 from sdbuild.storage.atomic import write_atomic
 from sdbuild.storage.memory import recall, remember
 
@@ -103,6 +106,25 @@ class LockFile:
         head = split(dump_yaml({"schema": "2.0"}))
         write_atomic(self._path, join({**head, "stages": {name: texts[name] for name in kept}}))
         self._stages, self._signature = kept, self._stat()
+
+    def strangers(self) -> list[str]:
+        """Stages that are not sdbuild's: of a pipeline that the user had, or added by hand."""
+        try:
+            texts = split(self._path.read_text(encoding="utf-8")).get("stages", {})
+            return [name for name, text in texts.items() if recipe_of(text) is None]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError):
+            return [name for name, entry in self.stages().items() if not str(entry.get("cmd")).startswith(_COMMAND)]
+
+    def drop_strangers(self, order: Sequence[str]) -> Path | None:
+        """Take stages that are not sdbuild's out of the file; it is kept as it was, and where is returned."""
+        if not self.strangers():
+            return None
+        kept = free_name(self._path, "before-sdbuild")
+        shutil.copyfile(self._path, kept)
+        self.write({}, order)
+        return kept
 
     def _stat(self) -> list[int]:
         try:

@@ -9,7 +9,7 @@ record needs to be renewed. Digests of views stand among the recorded parameters
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,11 +20,17 @@ from sdbuild.build.reads import Reads
 from sdbuild.build.reasons import parameter_changes
 from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.build.tracked import DataFile
+from sdbuild.build.versions import Versions
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Dep, Step
 
 State = Literal["fresh", "stale", "pending"]
 Action = Literal["none", "restore", "run"]
+
+_OF_FILES_ALONE = frozenset({"pixels", "records"})
+"""Views that no setting of their step has a say in: the same files give the same view."""
+_OF_FOLDERS = frozenset({"pictures", "captions", "model"})
+"""Views of users' folders, which may hold files that DVC's digest of them leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +67,7 @@ class Oracle:
         self._verdicts: dict[str, Verdict] = {}
         self._data: dict[str, Digest | None] = {}
         self._cache = cache.LocalCache(project)
+        self.versions = Versions(project, stat)
 
     def judge(self, name: str) -> Verdict:
         """The verdict on a step, as things are on disk and as the steps before it will leave them."""
@@ -70,7 +77,7 @@ class Oracle:
                 step = self.steps[name]
                 try:
                     verdict = self._judge(step)
-                except DataError as error:  # the step itself reports it in full when it runs
+                except (DataError, OSError) as error:  # the step itself reports it in full when it runs
                     verdict = Verdict(step=step, state="stale", action="run", reasons=tuple(str(error).splitlines()))
                 self._verdicts[name] = verdict
             return verdict
@@ -101,7 +108,8 @@ class Oracle:
             state: State = "stale" if reasons and entry else "pending"
             return Verdict(step=step, state=state, action="run", reasons=(*reasons, *waits), deps=deps)
         known = recorded.get("reads", {})
-        reads, absent = self._views(step, known, viewed_changed=any(dep.viewed for dep in dep_reasons))
+        viewed_changed = any(dep.viewed for dep in dep_reasons)
+        reads, absent = self._views(step, known, viewed_changed=viewed_changed, settings_changed=bool(reasons))
         if absent:
             reason = tuple(f"input changed: {dep.path}" for dep in dep_reasons)
             return Verdict(
@@ -150,9 +158,26 @@ class Oracle:
             return None if outs is None else outs[path]
         with self._mutex:
             if path not in self._data:  # several steps read a dataset: it is walked once
-                tracked = self.tracked(path)  # first, for it may be damaged
-                self._data[path] = self.stat.digest(path) or tracked
+                self._data[path] = self._dataset(path)
             return self._data[path]
+
+    def _dataset(self, path: str) -> Digest | None:
+        """What a dataset holds, or will hold when the version that its `.dvc` file names is brought.
+
+        Raises:
+            DataError: it holds edits of another version.
+        """
+        state = self.versions.state(path)
+        if state == "diverged":
+            raise DataError([self.versions.problem(path)])
+        return (None if state == "outdated" else self.stat.digest(path)) or self.tracked(path)
+
+    def outdated(self, steps: Iterable[Step]) -> list[str]:
+        """Datasets of steps that hold an older version than their `.dvc` files name, in words."""
+        data = dict.fromkeys(dep.path for step in steps for dep in step.deps if dep.path not in self.producers)
+        found = {path: self.versions.state(path) for path in data}
+        words = (self.versions.words(path, state) for path, state in found.items() if state == "outdated")
+        return list(filter(None, words))
 
     def in_place(self, path: str) -> bool:
         """Whether an input is on disk with the content that it should have."""
@@ -165,13 +190,14 @@ class Oracle:
         return file.digest if file else None
 
     def _views(
-        self, step: Step, recorded: Mapping[str, str], *, viewed_changed: bool
+        self, step: Step, recorded: Mapping[str, str], *, viewed_changed: bool, settings_changed: bool
     ) -> tuple[dict[str, str], tuple[str, ...]]:
         """Digests of what a step reads, and the inputs that have to be brought back to know them."""
         found: dict[str, str] = {}
         for view in step.views:
             is_input = view != "base" or bool(step.built_base)
-            if is_input and not viewed_changed and view in recorded:
+            same = not viewed_changed and not (settings_changed and view not in _OF_FILES_ALONE)
+            if is_input and same and view in recorded and not (view in _OF_FOLDERS and self._hides(step)):
                 found[view] = recorded[view]
                 continue
             if is_input:
@@ -180,6 +206,10 @@ class Oracle:
                     return {}, absent
             found[view] = self.reads.digest(view, step)
         return found, ()
+
+    def _hides(self, step: Step) -> bool:
+        """Whether an input of the user's holds files that `.dvcignore` names, so that its digest does not tell all."""
+        return any(dep.viewed and dep.path not in self.producers and self.stat.hidden(dep.path) for dep in step.deps)
 
     def _stale(
         self, step: Step, reasons: Sequence[str], deps: Mapping[str, Digest], reads: Mapping[str, str]

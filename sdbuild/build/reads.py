@@ -67,7 +67,7 @@ class Reads:
         images, captions = (project / step.folder / f"{name}.jsonl" for name in ("images", "captions"))
         match view:
             case "pictures":
-                return {dep.path: views.pictures(self._stat.listing(dep.path)) for dep in step.deps}
+                return {dep.path: views.pictures(self._stat.listing(dep.path, whole=True)) for dep in step.deps}
             case "captions":
                 skipped = len(read_skipped(images))
                 found = views.texts_of(read_images(images), step.spec, project)
@@ -79,7 +79,7 @@ class Reads:
             case "records":
                 return {**views.records(read_captions(captions)), "skipped": count_skipped(captions)}
             case "model":
-                return {path: self._stat.listing(path) for path in own_models(step.spec)}
+                return {path: self._stat.listing(path, whole=True) for path in own_models(step.spec)}
             case "base":
                 raise AssertionError(view)
 

@@ -13,7 +13,9 @@ from sdbuild.build.cache import LocalCache, Named
 from sdbuild.build.lockfile import LockFile, load_yaml
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.project import BuildLock, Project
+from sdbuild.build.statcache import StatCache
 from sdbuild.build.tracked import DataFile, data_files
+from sdbuild.build.versions import Versions
 from sdbuild.console import Console
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def push(project: Project, console: Console) -> None:
         if apart:
             history.leave_to_dvc("push", apart)
     console.say(_summary("pushed", "to", remote.name, sent, runs))
+    for warning in _unsaved(project, state):
+        console.warn(warning)
     if lost:
         console.warn(f"not in this cache, and not on {remote.name} either: {', '.join(sorted(lost))}")
 
@@ -109,15 +113,30 @@ def _send_objects(
 def _put_into_place(project: Project, history: History, state: _Present, remote: str) -> Iterator[str]:
     """Check out data and outs; what could not be, in words."""
     cache = LocalCache(project)
+    versions = Versions(project, StatCache(project.root, project.stat_cache))
     for file in state.data:
         if file.plain and not all(cache.has(md5) for md5 in file.md5s):
             yield f"{file.data} is neither here nor on {remote}; `sdbuild push` where it is"
         elif not history.checkout([file.path]):
             yield f"{file.data} has changes that are saved nowhere; it is kept as it is, not as {file.path} says"
+        elif named := versions.named(file.data):
+            versions.note(file.data, named)
     planned = _planned(project)  # a record may be of a recipe that was deleted since
     complete = [name for name, outs in state.outs.items() if name in planned and all(map(cache.has, outs))]
     if complete and not history.checkout(complete):
         yield "outs under build/ were changed by hand; they are kept until the next `doit` restores them"
+
+
+def _unsaved(project: Project, state: _Present) -> Iterator[str]:
+    """What lies in datasets and is not what their `.dvc` files name, which is what was pushed."""
+    with closing(StatCache(project.root, project.stat_cache)) as stat:
+        versions = Versions(project, stat)
+        for file in state.data:
+            found = versions.state(file.data)
+            if found == "edited":
+                yield f"{file.data} has changes that are not pushed: `doit` or `dvc add {file.data}` saves them first"
+            elif words := versions.words(file.data, found):
+                yield words
 
 
 def _present(project: Project, lock: LockFile) -> _Present:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdbuild.build.ignored import Ignored
 from sdbuild.storage.atomic import remove
 from sdbuild.storage.regular import special
 
@@ -63,7 +64,7 @@ class StatCache:
         self._database = database
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._ignored = _ignore_rules(root)
+        self._ignored = Ignored(root)
 
     def digest(self, path: str) -> Digest | None:
         """Digest of a file or folder given relative to the root (or absolute); None if it does not exist."""
@@ -80,11 +81,19 @@ class StatCache:
             entry = _Entry(path, full, status.st_size, status.st_mtime_ns, status.st_ino)
             return Digest(self._hash([entry], self._recall_file(path))[path], status.st_size)
 
-    def listing(self, path: str) -> dict[str, str]:
-        """MD5 of each file in a folder, by posix path relative to it."""
+    def listing(self, path: str, *, whole: bool = False) -> dict[str, str]:
+        """MD5 of each file in a folder, by posix path relative to it; `whole` with those that `.dvcignore` names."""
         full = os.path.join(self._root, path)
         with self._lock:
-            return self._hash(list(self._walk(full)), self._recall_folder(path), prefix=path)
+            return self._hash(list(self._walk(full, whole=whole)), self._recall_folder(path), prefix=path)
+
+    def hidden(self, path: str) -> bool:
+        """Whether a folder holds files that `.dvcignore` keeps out of its digest."""
+        full = os.path.join(self._root, path)
+        with self._lock:
+            if not self._ignored.may_match(path) or not os.path.isdir(full):
+                return False
+            return len(list(self._walk(full, whole=True))) > len(list(self._walk(full)))
 
     def close(self) -> None:
         """Close the database."""
@@ -108,15 +117,16 @@ class StatCache:
             self._learn("REPLACE INTO folder VALUES (?, ?, ?, ?)", [(path, signature, md5, check)])
         return Digest(md5, size, len(entries))
 
-    def _walk(self, top: str) -> Iterator[_Entry]:
+    def _walk(self, top: str, *, whole: bool = False) -> Iterator[_Entry]:
         start = len(top.rstrip("/")) + 1
-        ignored = self._ignored
+        inside = os.path.relpath(top, self._root)
+        ignored = None if whole or not self._ignored.may_match(inside) else self._ignored
         stack = [top]
         while stack:
             with os.scandir(stack.pop()) as found:
                 for item in found:
                     relative = item.path[start:]
-                    if ignored is not None and ignored(os.path.relpath(item.path, self._root)):
+                    if ignored is not None and ignored(f"{inside}/{relative}"):
                         continue
                     try:
                         if item.is_dir(follow_symlinks=False):
@@ -247,23 +257,3 @@ def _md5(entry: _Entry) -> str:
             return hashlib.file_digest(file, "md5").hexdigest()
     except OSError as error:  # unreadable or a broken link: a digest of its own, the step that reads it says so
         return hashlib.md5(f"unreadable: {type(error).__name__}".encode()).hexdigest()
-
-
-def _ignore_rules(root: Path) -> _Ignored | None:
-    """What `.dvcignore` of the project leaves out of folders; None if it names nothing."""
-    try:
-        lines = (root / ".dvcignore").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    patterns = [line for line in lines if line.strip() and not line.startswith("#")]
-    return _Ignored(patterns) if patterns else None
-
-
-class _Ignored:
-    def __init__(self, patterns: list[str]) -> None:
-        from pathspec import PathSpec  # comes with dvc; most projects never need it
-
-        self._spec = PathSpec.from_lines("gitignore", patterns)
-
-    def __call__(self, path: str) -> bool:
-        return bool(self._spec.match_file(path))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -19,6 +21,7 @@ from doit.reporter import ConsoleReporter
 from sdbuild.build.bases import in_recipe
 from sdbuild.build.doit_parts import Codec, QuietTask, database, end_quietly, name_the_unknown
 from sdbuild.build.engine import Engine
+from sdbuild.build.keeping import Keeper
 from sdbuild.build.oracle import Verdict
 from sdbuild.build.project import Project, check_whole
 from sdbuild.console import Console
@@ -83,9 +86,10 @@ class Build(BaseAction):  # type: ignore[misc]
             return TaskFailed(str(error))
         except OSError as error:
             return TaskFailed(f"{self._step.name}: {of_system(error)}")
-        except KeyboardInterrupt as error:
-            where = " ".join(filter(None, (self._step.name, str(error))))
-            self._engine.console.error(f"stopped in {where}; doit goes on from there")
+        except KeyboardInterrupt:
+            _finish_undisturbed()
+            if not self._engine.stopped:
+                self._engine.console.error(f"stopped in {self._step.name}; doit goes on from there")
             raise SystemExit(_INTERRUPTED) from None
         return None
 
@@ -128,8 +132,14 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         if _engine is not None:
             _engine.console.stop()
             stopped = sys.exc_info()[0] is not None
+            if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # it came to this thread, and others run steps
+                _engine.interrupt()
+                _finish_undisturbed()
             for line in summary(_engine, failed=stopped or bool(self.failures)):
                 _engine.console.say(line)
+            if not stopped:
+                for word in _engine.outdated():
+                    _engine.console.warn(word)
             _engine.close()
         for message in self.runtime_errors:
             sys.stderr.write(f"{message}\n")
@@ -211,9 +221,16 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
         sys.__excepthook__(kind, error, trace)
         return
     if _engine is not None:
-        _engine.console.error("stopped; doit goes on from here")
+        if not _engine.stopped:
+            _engine.console.error("stopped; doit goes on from here")
         _engine.close()
     os._exit(_INTERRUPTED)
+
+
+def _finish_undisturbed() -> None:
+    """What is left to do is short: a further Ctrl-C changes nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _task(engine: Engine, step: Step, cleaned: set[str]) -> QuietTask:
@@ -231,15 +248,26 @@ def _task(engine: Engine, step: Step, cleaned: set[str]) -> QuietTask:
 
 
 def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: bool) -> None:
-    """Remove the outs of steps, of each once; the next build brings them back from the cache."""
-    for out in (out for step in steps for out in step.outs):
+    """Remove the outs of steps, of each once; the next build brings them back from the cache.
+
+    What the cache does not have stays: files of the user's, and results that are nowhere else.
+    """
+    keeper = Keeper(engine.project, engine.stat)
+    for step, out in ((each, out) for each in steps for out in each.outs):
         path = engine.project.root / out.path
-        if path.exists() and out.path not in cleaned:
-            cleaned.add(out.path)
-            engine.console.say(f"{'would remove' if dryrun else 'removing'} {out.path}")
-            if dryrun:
-                continue
-            remove(path)
+        if not os.path.lexists(path) or out.path in cleaned:
+            continue
+        cleaned.add(out.path)
+        kept = keeper.foreign(step, out.path, saved=True)
+        if kept:
+            more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+            stays = f"{', '.join(kept[:3])}{more}"
+            engine.console.warn(f"{out.path} is left: DVC's cache does not have {stays}")
+            continue
+        engine.console.say(f"{'would remove' if dryrun else 'removing'} {out.path}")
+        if dryrun:
+            continue
+        remove(path)
 
 
 def summary(engine: Engine, *, failed: bool) -> Iterator[str]:

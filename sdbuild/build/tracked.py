@@ -45,7 +45,18 @@ class DataFile:
         Raises:
             InputError: it is damaged, or a merge left conflict marks in it.
         """
-        content = _parsed(project, path)
+        return cls._of(path, _parsed(project, path))
+
+    @classmethod
+    def parse(cls, path: str, text: str) -> DataFile | None:
+        """The same from its text, e.g. as it was in a commit; None too if it is damaged."""
+        try:
+            return cls._of(path, load_yaml(text))
+        except (ValueError, RecursionError, yaml.YAMLError):
+            return None
+
+    @classmethod
+    def _of(cls, path: str, content: Any) -> DataFile | None:
         try:
             outs = content["outs"]
             plain = not content.get("deps") and all(out.keys() <= _PLAIN and out["hash"] == "md5" for out in outs)

@@ -24,13 +24,17 @@ from functools import partial
 from pathlib import Path
 
 from sdbuild.build.answers import Emit, Event, answer_of
+from sdbuild.build.keeping import Keeper, remember_installed
 from sdbuild.build.processes import converse, count_of, joining, run_together
 from sdbuild.build.project import Project
+from sdbuild.build.statcache import StatCache
+from sdbuild.build.written import note
 from sdbuild.errors import StepError, UsageError, disk_full
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.steps.contract import Inputs, Items
+from sdbuild.storage.aside import make_room
 from sdbuild.storage.atomic import replace as move
 from sdbuild.storage.atomic import write_atomic
 
@@ -97,7 +101,6 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
         SdbuildError: as the step raised it.
     """
     from sdbuild.build.reads import Reads
-    from sdbuild.build.statcache import StatCache
     from sdbuild.families import sources
 
     step = read_step(project, name)
@@ -110,7 +113,9 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
     content = json.loads(path.read_bytes())
     if content["steps"][step.kind]["reads"] != reads:
         content["steps"][step.kind]["reads"] = reads
-        write_atomic(path, dump_recipe_json(content))
+        text = dump_recipe_json(content)
+        write_atomic(path, text)
+        note(project, step.params_file, text)
     os.environ.update(surroundings())
     return run_step(project, read_step(project, name), emit)
 
@@ -140,7 +145,7 @@ def run_step(project: Project, step: Step, emit: Emit) -> Items:
     temporary.mkdir(parents=True)
     try:
         items = (run_together if count_of(step) > 1 else _run)(project, step, temporary, emit)
-        _install(project, step, temporary)
+        _install(project, step, temporary, emit)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return items
@@ -184,19 +189,23 @@ def _base(project: Project, base: Base) -> Path:
     return folder
 
 
-def _install(project: Project, step: Step, temporary: Path) -> None:
-    """Move the outs of a step into place, each by one rename, also where they lie on another disk."""
+def _install(project: Project, step: Step, temporary: Path, emit: Emit) -> None:
+    """Move the outs of a step into place, each by one rename; files of the user's there are kept beside them."""
     old = temporary / ".old"
     old.mkdir()
-    (project.root / step.folder).mkdir(parents=True, exist_ok=True)
+    for out in step.outs:
+        if not (temporary / Path(out.path).name).exists():
+            raise StepError(f"{step.name} did not write {out.path}; this is a bug in sdbuild")
+    make_room(project.root, step.folder)
+    with contextlib.closing(StatCache(project.root, project.stat_cache)) as stat:
+        for words in Keeper(project, stat).keep(step):
+            emit({"event": "warning", "message": words})
+    remember_installed(project, step, temporary)
     for out in step.outs:
         target = project.root / out.path
-        source = temporary / target.name
-        if not source.exists():
-            raise StepError(f"{step.name} did not write {out.path}; this is a bug in sdbuild")
         if target.is_dir() and not target.is_symlink():
             move(target, old / target.name)
-        move(source, target)
+        move(temporary / target.name, target)
 
 
 def serve(project: Project) -> int:

@@ -15,9 +15,13 @@ from typing import Any
 
 from sdbuild.build.answers import INTERRUPTED, ended, error_of
 from sdbuild.build.project import Project
+from sdbuild.build.stopping import Interrupted
 from sdbuild.build.worker import surroundings
 from sdbuild.errors import StepError
 from sdbuild.steps.contract import Items
+
+PATIENCE = 30.0
+"""Seconds that a step has to save its state when it is interrupted."""
 
 
 class Workers:
@@ -53,6 +57,20 @@ class Workers:
         if answer["event"] == "failed":
             raise error_of(answer)
         return Items(total=answer["total"], computed=answer["computed"])
+
+    def interrupt(self) -> None:
+        """Ask all steps that run to save their state and end; whoever runs them is told."""
+        with self._lock:
+            busy = [process for process in self._all if process not in self._idle]
+        for process in busy:
+            process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End all workers at once, whatever they do."""
+        with self._lock:
+            processes = list(self._all)
+        for process in processes:
+            self._kill(process)
 
     def close(self) -> None:
         """End all workers."""
@@ -111,23 +129,25 @@ class Workers:
                     return dict(event)
                 on_event(event)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._interrupt(process)) from None
+            raise self._interrupt(process) from None
         return None
 
-    def _interrupt(self, process: subprocess.Popen[str]) -> str:
-        """Let a step save its state before the worker goes; return what it says of it."""
+    def _interrupt(self, process: subprocess.Popen[str]) -> Interrupted:
+        """Let a step save its state before the worker goes; return what it says. A second Ctrl-C waits no longer."""
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
-        patience = threading.Timer(30, lambda: self._kill(process))
+        patience = threading.Timer(PATIENCE, lambda: self._kill(process))
         patience.start()
-        said = ""
-        for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] in ("done", "failed"):
-                said = event["message"] if event.get("kind") == INTERRUPTED else ""
-                break
-        patience.cancel()
-        return said
+        try:
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] in ("done", "failed"):
+                    return Interrupted(event["message"] if event.get("kind") == INTERRUPTED else "")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            patience.cancel()
+        return Interrupted(cut=True)
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -71,6 +71,8 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
     for word in dict.fromkeys(word for step in steps for word in step.get("lacking", ())):
         console.warn(word)
+    for path in dict.fromkeys(path for step in steps for path in step.get("outdated", ())):
+        console.warn(f"{path} holds an older version than {path}.dvc names; doit brings that one where a step needs it")
     return 0
 
 

@@ -90,9 +90,9 @@ def same(old: Record | None, new: Record | None) -> bool:
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """The resolved recipe with the base's commit and the content of the base; empty where it is not known."""
-    recipe = record.compiled.get("recipe")
-    if not isinstance(recipe, Mapping):
+    """The recipe that was built, with the base's commit and the content of the base; empty where it is not known."""
+    recipe = record.built
+    if not recipe:
         return {}
     base = {**(recipe.get("base") or {}), "commit": (record.compiled.get("base") or {}).get("commit")}
     content = record.parameters("train").get("reads", {}).get("base")

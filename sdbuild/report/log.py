@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -87,11 +87,21 @@ def _changed(
     working, head = states.working().records, states.at("HEAD")
     for name in wanted({*working, *head}):
         if not same(head.get(name), working.get(name)):
-            yield None, head.get(name), working.get(name)
-    for commit in commits:
+            yield None, _first(states, commits, name, head.get(name)), working.get(name)
+    for number, commit in enumerate(commits):
         after = states.at(commit.id)
         before = [states.at(parent) for parent in commit.parents] or [{}]
         for name in wanted({*after, *before[0]}):
             # a merge that takes over what one of its sides had built is no state of its own
             if not any(same(records.get(name), after.get(name)) for records in before):
-                yield commit, before[0].get(name), after.get(name)
+                yield commit, _first(states, commits[number + 1 :], name, before[0].get(name)), after.get(name)
+
+
+def _first(states: States, earlier: Iterable[Commit], name: str, record: Record | None) -> Record | None:
+    """A record as it was committed first: later ones may lie beside a `recipe.json` of what was not built."""
+    for commit in earlier:
+        before = states.at(commit.id).get(name)
+        if record is None or not same(before, record):
+            break
+        record = before
+    return record

@@ -18,6 +18,7 @@ from sdbuild.build import blocks
 from sdbuild.build.lockfile import Entry, LockFile, load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Commit, Revisions
+from sdbuild.plan.built import as_built
 from sdbuild.plan.model import STEP_KINDS
 
 _COMMAND = "sdbuild step "
@@ -58,6 +59,17 @@ class Record:
         """Whether `recipe.json` has the parameters that training is recorded with, so that a build finds it fresh."""
         steps = self.compiled.get("steps")
         return isinstance(steps, dict) and steps.get("train") == self.parameters("train")
+
+    @cached_property
+    def built(self) -> Mapping[str, Any]:
+        """The resolved recipe that the outs come from; `recipe.json` may say what was not built. Empty if none."""
+        recipe, steps = self.compiled.get("recipe"), self.compiled.get("steps")
+        if not isinstance(recipe, dict) or not isinstance(steps, dict):
+            return recipe if isinstance(recipe, dict) else {}
+        try:
+            return as_built(recipe, steps, {kind: self.parameters(kind) for kind in self.entries})
+        except (ValueError, KeyError, TypeError, AttributeError):  # of a version with other settings
+            return recipe
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:

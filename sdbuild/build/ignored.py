@@ -1,0 +1,54 @@
+"""What `.dvcignore` files leave out of DVC's digests of folders, read as DVC reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_NAME = ".dvcignore"
+
+
+class Ignored:
+    """Rules of a project and of its folders; those of a deeper folder come last and decide."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._rules: dict[str, Any] = {}
+
+    def may_match(self, folder: str) -> bool:
+        """Whether a folder, relative to the project, has rules at all: its own, or of one above it."""
+        return not folder.startswith("..") and any(self._of(each) is not None for each in _above(f"{folder}/."))
+
+    def __call__(self, path: str) -> bool:
+        """Whether a file or folder, posix and relative to the project, is left out."""
+        ignored = False
+        for folder in _above(path):
+            rules = self._of(folder)
+            if rules is not None:
+                found = rules.check_file(path[len(folder) + 1 :] if folder else path).include
+                ignored = ignored if found is None else found
+        return ignored
+
+    def _of(self, folder: str) -> Any:
+        """Rules in a folder; None if it names nothing."""
+        if folder not in self._rules:
+            self._rules[folder] = None
+            try:
+                lines = (self._root / folder / _NAME).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError):
+                return None
+            patterns = [line for line in lines if line.strip() and not line.startswith("#")]
+            if patterns:
+                from pathspec import PathSpec  # comes with dvc; most projects never need it
+
+                self._rules[folder] = PathSpec.from_lines("gitignore", patterns)
+        return self._rules[folder]
+
+
+def _above(path: str) -> Iterator[str]:
+    """Folders above a path from the project's down: `` for the project itself."""
+    yield ""
+    parts = path.split("/")[:-1]
+    for count in range(1, len(parts) + 1):
+        yield "/".join(parts[:count])

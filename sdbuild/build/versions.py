@@ -1,0 +1,135 @@
+"""Which version of a dataset lies on disk: the one that its `.dvc` file names, another one, or one with edits.
+
+Git moves the `.dvc` file, DVC the pictures. After a `git pull` or a switch of branches the folder holds what it held
+before, and that is no edit: saving it would undo what others did. So what the folder was last seen to hold while both
+agreed is remembered below `.sdbuild/`; where that is not known, git's history of the `.dvc` file is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+from sdbuild.build.cache import LocalCache
+from sdbuild.build.project import Project
+from sdbuild.build.revisions import Revisions
+from sdbuild.build.statcache import Digest, StatCache
+from sdbuild.build.tracked import DataFile
+from sdbuild.errors import Problem, UsageError
+from sdbuild.storage.atomic import write_atomic
+
+State = Literal["same", "edited", "outdated", "diverged"]
+"""As the `.dvc` file says; with edits of that; a version that was checked out before; that one with edits."""
+
+
+class Versions:
+    """The versions of a project's datasets."""
+
+    def __init__(self, project: Project, stat: StatCache) -> None:
+        self._project = project
+        self._stat = stat
+        self._cache = LocalCache(project)
+        self._memory = project.private / "datasets.json"
+
+    def named(self, path: str) -> str | None:
+        """MD5 of the version that the `.dvc` file of a dataset names; None where there is none that is plain."""
+        file = DataFile.read(self._project, f"{path}.dvc")
+        return file.md5s[0] if file and file.plain and len(file.md5s) == 1 else None
+
+    def state(self, path: str) -> State:
+        """What lies on disk of a dataset; one that is not tracked, or not there, is as it should be."""
+        found, named = self._stat.digest(path), self.named(path)
+        if found is None or named is None:
+            return "same"
+        if found.md5 == named:
+            self.note(path, named)
+            return "same"
+        return self._judge(path, found, named)
+
+    def note(self, path: str, md5: str) -> None:
+        """Remember that a folder holds what its `.dvc` file names."""
+        known = self._known()
+        if known.get(path) != md5:
+            write_atomic(self._memory, json.dumps({**known, path: md5}, indent=1, sort_keys=True))
+
+    def words(self, path: str, state: State) -> str | None:
+        """What the user should know of a dataset that is not at the version of its `.dvc` file."""
+        if state == "outdated":
+            return (
+                f"{path} holds an older version than {path}.dvc names, as after `git pull`; "
+                f"`sdbuild pull` or `dvc checkout {path}.dvc` brings that one"
+            )
+        return str(self.problem(path)) if state == "diverged" else None
+
+    def problem(self, path: str) -> Problem:
+        """What is wrong with a dataset that holds edits of another version than its `.dvc` file names."""
+        base = self._known().get(path)
+        old = self._cache.files(base) if base else None
+        edited = ""
+        if old is not None:
+            names = sorted(_differing(self._stat.listing(path), old))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            edited = f" ({', '.join(names[:3])}{more})"
+        of = f"version {base[:8]}" if base else "an older version"
+        message = (
+            f"the folder holds edits{edited} of {of}, and {path}.dvc now names version {(self.named(path) or '')[:8]}: "
+            f"neither is touched\nto take that one, copy your edits elsewhere and run "
+            f"`dvc checkout --force {path}.dvc`; to keep the folder instead, `dvc add {path}`"
+        )
+        return Problem(file=path, message=message)
+
+    def not_brought(self, path: str) -> Problem:
+        """Why the version that a `.dvc` file names could not be brought into place."""
+        tracked = (self._project.root / f"{path}.dvc").exists()
+        named = self.named(path)
+        if named and self._cache.has(named) and (self._project.root / path).exists():
+            message = (
+                f"it holds files that are saved nowhere, and {path}.dvc names another version: neither is touched\n"
+                f"copy what you want to keep elsewhere and run `dvc checkout --force {path}.dvc`"
+            )
+        elif tracked:
+            message = "neither DVC's cache nor its remote has it; `sdbuild push` where it is brings it here"
+        else:
+            message = "no such folder"
+        return Problem(file=path, message=message)
+
+    def _judge(self, path: str, found: Digest, named: str) -> State:
+        base = self._known().get(path)
+        if base == named:
+            return "edited"
+        others = [base] if base is not None else self._earlier(path, named)
+        if found.md5 in others:
+            return "outdated"
+        disk, new = self._stat.listing(path), self._cache.files(named)
+        lists = [files for files in map(self._cache.files, others) if files is not None]
+        if base is None and not disk:  # nothing was checked out yet: what git keeps of the folder is all that is there
+            return "outdated"
+        if new is None:
+            return "diverged" if base is not None or lists else "edited"
+        changes = len(_differing(disk, new))
+        return "edited" if all(changes < len(_differing(disk, old)) for old in lists) else "diverged"
+
+    def _earlier(self, path: str, named: str) -> list[str]:
+        """Versions that the `.dvc` file has named in commits before."""
+        found: dict[str, None] = {}
+        try:
+            with Revisions(self._project.root) as revisions:
+                for commit in revisions.commits(f"{path}.dvc", everywhere=True):
+                    content = revisions.read(commit.id, f"{path}.dvc")
+                    file = DataFile.parse(f"{path}.dvc", (content or b"").decode(errors="replace"))
+                    found.update(dict.fromkeys(file.md5s if file else ()))
+        except UsageError:  # without git nobody but the user changes the file
+            return []
+        return [md5 for md5 in found if md5 != named]
+
+    def _known(self) -> Mapping[str, str]:
+        try:
+            known = json.loads(self._memory.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+
+def _differing(disk: Mapping[str, str], files: Mapping[str, str]) -> set[str]:
+    return {name for name in {*disk, *files} if disk.get(name) != files.get(name)}
