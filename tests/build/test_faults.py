@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sdbuild.build.stopping import Interrupted, stopped
+from sdbuild.plan.compile import plan
+from sdbuild.plan.model import StepKind
+from sdbuild.recipe.load import load_recipe
 from tests.build.test_kill import start
 from tests.conftest import BIN, Work
 
@@ -62,6 +66,50 @@ def test_stopped_then_its_checkpoint_is_damaged(built: Work, tmp_path: Path) -> 
     assert f"cat:train: {newest.name} is damaged and is not used; going on from the " in result.text
     assert built.adapter() == whole.adapter()
     assert not (built.root / CHECKPOINTS).exists()
+
+
+def test_stopped_without_patience(built: Work) -> None:
+    """A second Ctrl-C waits no longer, and what is said then is true."""
+    built.recipe(train=LONG)
+
+    def twice(process: subprocess.Popen[str]) -> None:
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+
+    code, said = when_training(built, twice)
+    assert code == 130, said
+    [line] = [line for line in said.splitlines() if line.startswith("stopped")]
+    found = re.search(r"after step (\d+) of 60, (which is saved|the last checkpoint)", line)
+    assert found, line
+    assert built.doit("cat:train").ran == {"cat:train": 60 - int(found[1])}
+
+
+def test_what_an_interrupt_leaves_in_words(built: Work, tmp_path: Path) -> None:
+    recipe = load_recipe(built.root / "recipes/cat.yaml", built.root)
+    steps = {step.kind: step for step in plan(recipe)}
+    cut, waited = Interrupted(cut=True), Interrupted()
+    (tmp_path / "step-000000040.safetensors").touch()
+    nothing = tmp_path / "nothing"
+    rows: list[tuple[StepKind, KeyboardInterrupt, Path, tuple[int, int] | None, str]] = [
+        ("train", Interrupted("after step 4 of 9, which is saved"), nothing, (4, 9), "saved; doit goes on from there"),
+        ("train", cut, nothing, (37, 80), "nothing of it is saved: 37 of 80 are lost, and doit begins it again"),
+        ("train", cut, tmp_path, (57, 80), "resumes after step 40 of 80, the last checkpoint, and the steps after it"),
+        ("train", cut, tmp_path, (40, 80), "resumes after step 40 of 80, the last checkpoint, and nothing after it"),
+        ("train", cut, tmp_path, (0, 0), "nothing of it is saved; doit begins it again"),
+        ("latents", waited, nothing, (3, 9), "stopped in cat:latents; doit goes on from there"),
+        (
+            "latents",
+            cut,
+            nothing,
+            (3, 9),
+            "without saving; doit computes the last items again, earlier ones are",
+        ),
+        ("samples", waited, nothing, (3, 8), "nothing of it is saved: 3 of 8 are lost, and doit begins it again"),
+        ("train", KeyboardInterrupt(), nothing, None, "stopped in cat:train; doit goes on from there"),
+    ]
+    for kind, error, folder, done, words in rows:
+        assert words in stopped(steps[kind], folder, error, done), (kind, done)
 
 
 def test_a_picture_that_changes_under_a_training(built: Work) -> None:

@@ -64,6 +64,22 @@ def test_what_is_not_a_change_is_not_listed(told: Work) -> None:
     assert "0 is less than 1" in told.sdbuild("log", "-n", "0", code=3).err
 
 
+def test_settings_are_those_that_were_built(told: Work) -> None:
+    """A recipe is edited, another one is built and committed, and the first is built later."""
+    told.recipe(train={"learning_rate": 5e-4}, method={"rank": 3})
+    told.recipe("dog")
+    told.doit("dog:images")
+    told.git("add", ".")
+    told.git("commit", "--quiet", "-m", "Another")
+    assert states(told, "-n", "1", "cat")[0]["subject"] == "Slower\x1b[31m"
+    told.doit("cat:train")
+    told.git("add", ".")
+    told.git("commit", "--quiet", "-m", "Rank")
+    newest = states(told, "-n", "1", "cat")[0]
+    assert newest["subject"] == "Rank"
+    assert newest["changes"]["settings"] == {"method.rank": {"old": 2, "new": 3}}
+
+
 def test_states_that_are_not_committed_merges_and_ends(told: Work) -> None:
     """What another build left in `dvc.lock` counts, whoever wrote it."""
     lock = told.read("dvc.lock")
