@@ -6,10 +6,14 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sdbuild.build.counts import Counts
 from sdbuild.build.engine import Engine
+from sdbuild.build.foresight import Foresight
 from sdbuild.build.oracle import Verdict, recorded_parameters
 from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
@@ -29,10 +33,11 @@ def forecast(project: Project, names: Sequence[str] = ()) -> list[dict[str, Any]
     Raises:
         UsageError: there is no such recipe.
     """
-    with _engine(project) as engine:
+    with _engine(project) as engine, TemporaryDirectory(prefix="sdbuild-plan-") as folder:
         counts = Counts(engine.oracle)
+        ahead = Foresight(engine.oracle, Path(folder))
         wanted = _wanted(engine, names) if names else engine.steps.keys()
-        return [_row(engine.oracle.judge(name), counts, engine) for name in engine.steps if name in wanted]
+        return [_row(engine.oracle.judge(name), counts, engine, ahead) for name in engine.steps if name in wanted]
 
 
 def _wanted(engine: Engine, names: Sequence[str]) -> set[str]:
@@ -67,8 +72,10 @@ def explain(project: Project, name: str) -> list[str]:
         return list(_explained(verdict, engine))
 
 
-def _row(verdict: Verdict, counts: Counts, engine: Engine) -> dict[str, Any]:
+def _row(verdict: Verdict, counts: Counts, engine: Engine, ahead: Foresight) -> dict[str, Any]:
     total, todo = counts.of(verdict)
+    if ahead.stays(verdict):
+        verdict = replace(verdict, state="fresh", action="none", reasons=())
     asked = counts.asked(verdict.step) if verdict.step.kind == "captions" and verdict.action == "run" else []
     data = [dep.path for dep in verdict.step.deps if dep.path not in engine.oracle.producers]
     outdated = [path for path in data if engine.oracle.versions.state(path) == "outdated"]
@@ -81,6 +88,7 @@ def _row(verdict: Verdict, counts: Counts, engine: Engine) -> dict[str, Any]:
         "items": {"total": total, "todo": todo if verdict.action == "run" else 0},
         **({"lacking": lacking} if lacking else {}),
         **({"outdated": outdated} if outdated else {}),
+        **({"perhaps": True} if ahead.unsure(verdict) else {}),
         **({"asks": [each.told() for each in asked]} if asked else {}),
     }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from sdbuild.build import cache
@@ -65,6 +66,7 @@ class Oracle:
         self.reads = Reads(project, stat)
         self._mutex = threading.RLock()
         self._verdicts: dict[str, Verdict] = {}
+        self._foreseen: dict[str, Digest] = {}
         self._data: dict[str, Digest | None] = {}
         self._cache = cache.LocalCache(project)
         self.versions = Versions(project, stat)
@@ -88,6 +90,15 @@ class Oracle:
             self._verdicts.clear()
             self._data.clear()
             self.reads.forget()
+
+    def another(self) -> Oracle:
+        """An oracle of the same project, to look ahead with."""
+        return Oracle(self.project, list(self.steps.values()), self._lock, self.stat)
+
+    def foresee(self, path: str, place: Path, digest: Digest) -> None:
+        """Judge as if an out held what lies elsewhere."""
+        self._foreseen[path] = digest
+        self.reads.places[self.project.root / path] = place
 
     def entry(self, step: Step) -> Entry | None:
         """What `dvc.lock` says of a step."""
@@ -152,6 +163,8 @@ class Oracle:
 
     def content(self, path: str) -> Digest | None:
         """What an input holds, or will hold when the steps before are done; None where only a run can tell."""
+        if path in self._foreseen:
+            return self._foreseen[path]
         producer = self.producers.get(path)
         if producer is not None:
             outs = self.judge(producer.name).outs
@@ -181,6 +194,8 @@ class Oracle:
 
     def in_place(self, path: str) -> bool:
         """Whether an input is on disk with the content that it should have."""
+        if path in self._foreseen:
+            return True
         found, expected = self.stat.digest(path), self.content(path)
         return found is not None and (expected is None or found.md5 == expected.md5)
 

@@ -28,6 +28,8 @@ class Reads:
     def __init__(self, project: Project, stat: StatCache) -> None:
         self._project = project
         self._stat = stat
+        self.places: dict[Path, Path] = {}
+        """Where the content of some files is taken from instead."""
         self._bases: dict[tuple[Base, tuple[str, ...]], str] = {}
 
     def all(self, step: Step) -> dict[str, str]:
@@ -64,7 +66,7 @@ class Reads:
 
     def _content(self, view: View, step: Step) -> Any:
         project = self._project.root
-        images, captions = (project / step.folder / f"{name}.jsonl" for name in ("images", "captions"))
+        images, captions = (self._place(project / step.folder / f"{name}.jsonl") for name in ("images", "captions"))
         match view:
             case "pictures":
                 return {dep.path: views.pictures(self._stat.listing(dep.path, whole=True)) for dep in step.deps}
@@ -82,6 +84,9 @@ class Reads:
                 return {path: self._stat.listing(path, whole=True) for path in own_models(step.spec)}
             case "base":
                 raise AssertionError(view)
+
+    def _place(self, path: Path) -> Path:
+        return self.places.get(path, path)
 
     def _base(self, step: Step) -> str:
         key = (step.base, step.components)

@@ -81,7 +81,7 @@ def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     counts = f"{items['todo']} of {items['total']}" if items["total"] is not None else ""
     reasons = step["reasons"]
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-    action = "-" if step["action"] == "none" else step["action"]
+    action = "-" if step["action"] == "none" else "perhaps" if step.get("perhaps") else step["action"]
     if asks := step.get("asks"):
         shown = "; ".join([*map(_asks, asks), *([shown] if shown else [])])
     return step["name"], action, counts if step["action"] == "run" else "", shown

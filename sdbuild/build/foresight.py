@@ -1,0 +1,64 @@
+"""Whether steps will find their inputs as they were when pictures are listed anew: known without running where all
+pictures were looked at before, as after a rename."""
+
+from __future__ import annotations
+
+from hashlib import md5
+from pathlib import Path
+
+from sdbuild.build.expected import Expected, expected
+from sdbuild.build.oracle import Oracle, Verdict
+from sdbuild.build.statcache import Digest
+from sdbuild.data.records import read_images, write_images
+from sdbuild.errors import DataError
+from sdbuild.plan.model import Step
+
+
+class Foresight:
+    """Judges steps as if the images steps had run."""
+
+    def __init__(self, oracle: Oracle, folder: Path) -> None:
+        """Look ahead; `folder` is for lists of pictures as they will be."""
+        self._oracle = oracle
+        self._folder = folder
+        self._ahead: Oracle | None = None
+        self._unsure: set[str] = set()
+        for step in oracle.steps.values():
+            if step.kind == "images" and oracle.entry(step) and oracle.judge(step.name).action == "run":
+                self._look(step)
+
+    def stays(self, verdict: Verdict) -> bool:
+        """Whether a step that waits for others will turn out fresh."""
+        return (
+            verdict.state == "pending"
+            and self._ahead is not None
+            and self._ahead.judge(verdict.step.name).action == "none"
+        )
+
+    def unsure(self, verdict: Verdict) -> bool:
+        """Whether a step that waits may turn out fresh, which only a run can tell."""
+        return verdict.state == "pending" and verdict.step.recipe in self._unsure and bool(verdict.step.deps)
+
+    def _look(self, step: Step) -> None:
+        try:
+            found = expected(self._oracle, step)
+        except DataError:  # told when the step runs
+            return
+        if found is None or found.new:
+            if found is not None and self._as_many(step, found):
+                self._unsure.add(step.recipe)
+            return
+        path = self._folder / f"{step.recipe}.jsonl"
+        write_images(path, found.placed)
+        if self._ahead is None:
+            self._ahead = self._oracle.another()
+        content = path.read_bytes()
+        self._ahead.foresee(step.outs[0].path, path, Digest(md5(content).hexdigest(), len(content)))
+
+    def _as_many(self, step: Step, found: Expected) -> bool:
+        """Whether there are as many picture files as before: then one may have been saved again, and be the same."""
+        try:
+            rows = read_images(self._oracle.project.root / step.outs[0].path)
+        except (OSError, DataError):
+            return True
+        return len(found.known) + len(found.new) == sum(1 + len(row.duplicates) for row in rows)
