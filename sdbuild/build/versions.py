@@ -74,8 +74,8 @@ class Versions:
         of = f"version {base[:8]}" if base else "an older version"
         message = (
             f"the folder holds edits{edited} of {of}, and {path}.dvc now names version {(self.named(path) or '')[:8]}: "
-            f"neither is touched\nto take that one, copy your edits elsewhere and run "
-            f"`dvc checkout --force {path}.dvc`; to keep the folder instead, `dvc add {path}`"
+            f"neither is touched\nto take that one, copy your edits elsewhere and run `{self._taking(path)}`; "
+            f"to keep the folder instead, `dvc add {path}`"
         )
         return Problem(file=path, message=message)
 
@@ -86,13 +86,19 @@ class Versions:
         if named and self._cache.has(named) and (self._project.root / path).exists():
             message = (
                 f"it holds files that are saved nowhere, and {path}.dvc names another version: neither is touched\n"
-                f"copy what you want to keep elsewhere and run `dvc checkout --force {path}.dvc`"
+                f"copy what you want to keep elsewhere and run `{self._taking(path)}`"
             )
         elif tracked:
             message = "neither DVC's cache nor its remote has it; `sdbuild push` where it is brings it here"
         else:
             message = "no such folder"
         return Problem(file=path, message=message)
+
+    def _taking(self, path: str) -> str:
+        """The command that brings the version of a `.dvc` file whatever lies there."""
+        named = self.named(path)
+        here = named is not None and self._cache.has(named)
+        return f"dvc {'checkout' if here else 'pull'} --force {path}.dvc"
 
     def _judge(self, path: str, found: Digest, named: str) -> State:
         base = self._known().get(path)

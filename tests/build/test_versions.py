@@ -101,13 +101,13 @@ def test_a_version_that_is_not_checked_out_is_no_edit(team: Team, tracked_templa
     pointer, lock = ben.read(POINTER), ben.read("dvc.lock")
     for result in (ben.doit("cat:captions", code=2), ben.sdbuild("check", code=2)):
         assert f"{CATS}: the folder holds edits (0003.txt) of version " in result.err
-        assert f"dvc checkout --force {POINTER}" in result.err
+        assert f"`dvc pull --force {POINTER}`" in result.err
     assert "0003.txt" in json.dumps(ben.plan())
     assert ben.read(POINTER) == pointer
     assert ben.read("dvc.lock") == lock
     assert ben.read(f"{CATS}/0003.txt") == b"of ben"
     assert "the folder holds edits" in ben.sdbuild("push").out
-    ben.dvc("checkout", "--quiet", "--force", POINTER)
+    ben.dvc("pull", "--quiet", "--force", POINTER)
     ben.write(f"{CATS}/0003.txt", "of ben")
     ben.doit("cat:captions")
     assert "of ben" in captions(ben)
