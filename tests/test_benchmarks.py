@@ -31,7 +31,7 @@ ROWS = {
     "sd15_memory": ("LoRA steps: peak memory over a bare loop",),
     "sd15_start": ("start to first step over loading the UNet",),
 }
-SLOW = {"sd15_memory", "sd15_start"}
+SLOW = {"busy", "sd15_memory", "sd15_start"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.campaign] * (name in SLOW)) for name in ROWS])

@@ -84,7 +84,7 @@ def test_class_pictures_are_drawn_once_and_come_back(work: Work) -> None:
     assert {name: work.read(f"build/cat/prior/{name}") for name in pictures} == before
     assert work.adapter() == adapter
 
-    assert "warning" not in work.sdbuild("check").text
+    assert "method.prior" not in work.sdbuild("check").text
     recipe(work, prompt="a sks cat")
     text = work.sdbuild("check").text
     assert "cat: method.prior.prompt 'a sks cat' holds datasets.0.trigger 'sks'" in text
