@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from sdbuild.build.gate import check_folders
 from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver
-from sdbuild.build.project import Project
+from sdbuild.build.project import Project, check_links
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
 from sdbuild.storage.atomic import write_atomic
@@ -65,6 +66,8 @@ def create(folder: Path, console: Console) -> None:
         if (root / name).exists() and not (root / name).is_dir():
             raise UsageError(f"{root / name} is in the way: a project needs a folder there; move it away")
     root.mkdir(parents=True, exist_ok=True)
+    check_links(Project(root))
+    check_folders(Project(root), ["recipes", "datasets"])
     done = list(_set_up(root))
     if is_project:
         told = f"set up: {', '.join(done)}" if done else "nothing is missing"

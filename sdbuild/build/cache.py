@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import configparser
+import errno
 import hashlib
 import json
 import os
@@ -18,14 +18,19 @@ from typing import Any
 
 import yaml
 
-from sdbuild.build.lockfile import Entry, dump_yaml, load_yaml
+from sdbuild.build.dvc_config import DvcConfig
+from sdbuild.build.lockfile import Entry, dump_yaml, entry_problem, has_aliases, load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
+from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.inside import is_md5, read_list
 from sdbuild.storage.memory import recall, remember
 from sdbuild.storage.regular import read_regular
 
+MOST_OF_RUN = 4 << 20
+"""Bytes of the largest entry of the run-cache that is read."""
 RUN_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
 """Name of an entry of the run-cache: two letters of its key, its key, its own digest."""
 
@@ -46,33 +51,49 @@ class LocalCache:
 
     @cached_property
     def folder(self) -> Path:
-        """Root of the cache; `.dvc/cache` unless `cache.dir` says otherwise."""
-        for name in ("config.local", "config"):
-            parser = configparser.ConfigParser(interpolation=None)
-            try:
-                parser.read(self._project.root / ".dvc" / name, encoding="utf-8")
-                return (self._project.root / ".dvc" / parser["cache"]["dir"]).resolve()
-            except (KeyError, configparser.Error):
-                continue
-        return self._project.root / ".dvc" / "cache"
+        """Root of the cache; `.dvc/cache` unless `cache.dir` says otherwise.
+
+        Raises:
+            UsageError: a configuration of DVC's cannot be read.
+        """
+        return DvcConfig(self._project.root).cache
 
     def has(self, md5: str) -> bool:
         """Whether a file's or folder's content is in the cache; of a folder all files."""
+        if not is_md5(md5):
+            return False
         if not md5.endswith(".dir"):
             return self.path(md5).is_file()
         files = self.files(md5)
         return files is not None and all(self.path(inner).is_file() for inner in files.values())
 
     def path(self, md5: str) -> Path:
-        """Where the content of a file is kept, or would be."""
+        """Where the content of a file is kept, or would be.
+
+        Raises:
+            DataError: that is no name of an object; it would lead elsewhere.
+        """
+        if not is_md5(md5):
+            raise DataError(f"{md5!a} is no MD5; a file that names it is damaged or was tampered with")
         return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
     def files(self, md5: str) -> dict[str, str] | None:
-        """MD5 of each file of a folder by its path in it; None where the cache does not know the folder."""
+        """MD5 of each file of a folder by its path in it; None where the cache has no list of it that may be used."""
         try:
-            return {row["relpath"]: row["md5"] for row in json.loads(read_regular(self.path(md5)))}
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_list(self.path(md5)) if is_md5(md5) else None
+        except (OSError, ValueError):
             return None
+
+    def list_problem(self, md5: str) -> str | None:
+        """Why the list of a folder, which is in the cache, must not be used."""
+        try:
+            if is_md5(md5) and md5.endswith(".dir"):
+                read_list(self.path(md5))
+        except OSError:
+            return None
+        except ValueError as error:
+            return str(error)
+        return None
 
     def clear(self, md5s: Iterable[str]) -> None:
         """Put aside what lies in the places of objects and is no file: it would be opened, and a pipe waited for."""
@@ -92,6 +113,8 @@ class LocalCache:
             OSError: it is not in the cache, or cannot be written; what was there before is untouched then.
         """
         files = self.files(md5) if md5.endswith(".dir") else None
+        if files is None and md5.endswith(".dir"):
+            raise FileNotFoundError(errno.ENOENT, "no list of files that can be used", str(self.path(md5)))
         with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
             new, old = Path(folder, "new"), Path(folder, "old")
             if files is None:
@@ -112,13 +135,23 @@ class LocalCache:
         except OSError:
             return None
         for path in entries:
-            try:
-                entry = load_yaml(read_regular(path).decode())
-                if all(self.has(out["md5"]) for out in entry["outs"]):
-                    return dict(entry)
-            except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError):
-                continue
+            entry = self._entry(path)
+            if entry is not None and self._is_of(entry, step) and all(self.has(out["md5"]) for out in entry["outs"]):
+                return entry
         return None
+
+    def _entry(self, path: Path) -> Entry | None:
+        """An entry of the run-cache; None for what is none."""
+        try:
+            if path.stat().st_size > MOST_OF_RUN:
+                return None
+            return parse_run(read_regular(path))
+        except (OSError, ValueError):
+            return None
+
+    def _is_of(self, entry: Entry, step: Step) -> bool:
+        """Whether a run wrote what the step writes, and nothing else."""
+        return {out["path"] for out in entry["outs"]} == {out.path for out in step.outs}
 
     def key_of(self, step: Step, deps: Mapping[str, Digest], parameters: Mapping[str, Any]) -> str:
         """Key of a step's runs on these inputs."""
@@ -147,11 +180,11 @@ class LocalCache:
     def keep_run(self, name: str, content: bytes) -> Entry | None:
         """Add an entry that was made elsewhere; None if it is not what its name says."""
         try:
-            entry = dict(load_yaml(content.decode()))
+            entry = parse_run(content)
             outs = [out["path"] for out in entry["outs"]]
             key = run_key(entry["cmd"], entry.get("deps", ()), entry["params"], outs)
             right = f"{key[:2]}/{key}/{_digest(entry)}" == name
-        except (ValueError, yaml.YAMLError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None
         if right and not self.run_file(name).exists():
             write_atomic(self.run_file(name), content)
@@ -174,15 +207,34 @@ class LocalCache:
         return found
 
     def _named(self, name: str) -> Named | None:
-        try:
-            entry = load_yaml(read_regular(self.run_file(name)).decode())
-            outs, deps = (tuple(str(row["md5"]) for row in entry.get(part, ())) for part in ("outs", "deps"))
-            return Named(outs, deps)
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        entry = self._entry(self.run_file(name))
+        if entry is None:
             return None
+        outs, deps = (tuple(row["md5"] for row in entry.get(part, ())) for part in ("outs", "deps"))
+        return Named(outs, deps)
 
     def _runs(self, key: str) -> Path:
         return self.folder / "runs" / key[:2] / key
+
+
+def parse_run(content: bytes) -> Entry:
+    """An entry of the run-cache from its text.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    if len(content) > MOST_OF_RUN:
+        raise ValueError(f"it has {len(content):,} bytes; up to {MOST_OF_RUN:,} are read")
+    text = content.decode()
+    if "&" in text and "*" in text and has_aliases(text):  # they grow without bound when they are written out
+        raise ValueError("it has YAML aliases, which DVC does not write")
+    try:
+        entry = load_yaml(text)
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
+        raise ValueError(f"it cannot be read as YAML ({error})") from None
+    if problem := entry_problem(entry):
+        raise ValueError(problem)
+    return dict(entry)
 
 
 def run_key(command: str, deps: Iterable[Mapping[str, Any]], params: Mapping[str, Any], outs: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdbuild.build.bases import in_recipe
+from sdbuild.build.gate import check_folders
 from sdbuild.build.project import Project
 from sdbuild.build.written import may_be_replaced, note
 from sdbuild.errors import DataError, Problem, RecipeError
@@ -87,7 +88,13 @@ class Compiled:
             return True
 
     def write(self, path: str, text: str) -> Path | None:
-        """Write a compiled file; what lies there of the user's is set aside, and where is returned."""
+        """Write a compiled file; what lies there of the user's is set aside, and where is returned.
+
+        Raises:
+            DataError: a link leads out of its folder.
+        """
+        if "/" in path:
+            check_folders(self._project, [path.rpartition("/")[0]])
         target = self._project.root / path
         moved = make_room(self._project.root, PurePosixPath(path).parent.as_posix())
         if not may_be_replaced(self._project, path):

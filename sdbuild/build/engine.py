@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdbuild.build.bases import misfits
 from sdbuild.build.compiled import Compiled
+from sdbuild.build.gate import check_folders
 from sdbuild.build.inputs import Inputs
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.merge import ensure_merge_driver
@@ -111,6 +112,7 @@ class Engine:
                     break
                 if attempt == "look":
                     self.hold()
+                    check_folders(self.project, dict.fromkeys(step.folder for step in self.steps.values()))
                     continue
                 for path, text in changed.items():
                     self._write(path, text)
@@ -199,8 +201,7 @@ class Engine:
                 return Outcome(how="renewed")
         if verdict.action == "none":
             return Outcome(how="fresh")
-        known = verdict.entry if verdict.action == "restore" else self._pushed(verdict)
-        if known is not None:
+        for known in self._known(verdict):
             self._write_reads(verdict)
             if self._left_there(verdict, known) or self._outs.restore(step, known):
                 self._save_data(verdict)
@@ -208,6 +209,13 @@ class Engine:
                 self._forget_scratch(step)
                 return Outcome(how="restored")
         return None
+
+    def _known(self, verdict: Verdict) -> Iterator[Entry]:
+        """Runs whose outs may be brought back in place of running the step."""
+        if verdict.entry is not None:
+            yield verdict.entry
+        if verdict.action == "run" and (pushed := self._pushed(verdict)) is not None and pushed != verdict.entry:
+            yield pushed
 
     def _pushed(self, verdict: Verdict) -> Entry | None:
         """A run of a step on the same inputs that the remote knows."""
@@ -220,7 +228,7 @@ class Engine:
         """Whether a pushed run's outs can stay on the remote until a step needs them; then it is only recorded."""
         step = verdict.step
         present = any((self.project.root / out.path).exists() for out in step.outs)
-        if verdict.action == "restore" or step.final or present:
+        if entry is verdict.entry or step.final or present:
             return False
         self.history.adopt(step, entry)
         return True
@@ -239,6 +247,7 @@ class Engine:
             return verdict
 
     def _run(self, step: Step, before: Verdict, started: float) -> Outcome:
+        check_folders(self.project, [step.folder])
         self._fit(step)
         self._tell_lacking(step.recipe)
         self.console.step_started(step.name, before.reasons)

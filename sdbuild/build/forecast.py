@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from sdbuild.build.counts import Counts
+from sdbuild.build.dvc_config import DvcConfig
 from sdbuild.build.engine import Engine
 from sdbuild.build.foresight import Foresight
-from sdbuild.build.oracle import Verdict, recorded_parameters
+from sdbuild.build.oracle import Action, Verdict, recorded_parameters
 from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
+from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
 from sdbuild.recipe.load import choose, load_project
 from sdbuild.recipe.names import group_of
+
+_DOING: Mapping[Action, str] = {
+    "none": "is fresh",
+    "restore": "will be restored without running",
+    "fetch": "will be fetched from the remote without running",
+    "run": "will run",
+}
 
 
 def forecast(project: Project, names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -37,7 +47,48 @@ def forecast(project: Project, names: Sequence[str] = ()) -> list[dict[str, Any]
         counts = Counts(engine.oracle)
         ahead = Foresight(engine.oracle, Path(folder))
         wanted = _wanted(engine, names) if names else engine.steps.keys()
-        return [_row(engine.oracle.judge(name), counts, engine, ahead) for name in engine.steps if name in wanted]
+        verdicts = _verdicts(engine, wanted)
+        return [_row(verdicts[name], counts, engine, ahead) for name in engine.steps if name in wanted]
+
+
+def _verdicts(engine: Engine, names: Collection[str]) -> dict[str, Verdict]:
+    """Verdicts on steps, with what a build would bring back for them; the remote is asked for what is not here."""
+    oracle, asked = engine.oracle, set[str]()
+    while True:
+        verdicts = _with_needed(engine, {name: oracle.judge(name) for name in engine.steps if name in names})
+        unknown = oracle.not_here - asked
+        if not unknown or not DvcConfig(engine.project.root).remote:
+            return verdicts
+        asked |= unknown
+        oracle.on_remote |= engine.history.present(unknown)
+        oracle.forget()
+
+
+def _with_needed(engine: Engine, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """The same, with steps whose outs were left on the remote, or are gone, and are read by a step that runs."""
+    oracle, waiting = engine.oracle, [name for name, verdict in verdicts.items() if verdict.action == "run"]
+    while waiting:
+        name = waiting.pop()
+        for dep in verdicts[name].step.deps:
+            if (engine.project.root / dep.path).exists():
+                continue
+            maker = oracle.producers.get(dep.path)
+            if maker is None:
+                verdicts[name] = _without_data(engine, verdicts[name], dep.path)
+            elif (made := verdicts[maker.name]).action == "none" and made.outs is not None:
+                action, reason = oracle.source(made.outs.values()), f"absent: {dep.path}, which {name} reads"
+                verdicts[maker.name] = replace(made, state="stale", action=action, reasons=(reason,))
+                waiting += [maker.name] if action == "run" else []
+    return verdicts
+
+
+def _without_data(engine: Engine, verdict: Verdict, path: str) -> Verdict:
+    """A verdict that says so where a step needs pictures that nobody is known to have."""
+    file = DataFile.read(engine.project, f"{path}.dvc")
+    if file is None or not file.plain or file.digest is None or engine.oracle.source([file.digest]) != "run":
+        return verdict
+    reason = f"{path} is neither in DVC's cache nor on a remote; `sdbuild push` where it is"
+    return replace(verdict, reasons=tuple(dict.fromkeys([*verdict.reasons, reason])))
 
 
 def _wanted(engine: Engine, names: Sequence[str]) -> set[str]:
@@ -68,7 +119,7 @@ def explain(project: Project, name: str) -> list[str]:
             near = difflib.get_close_matches(name, engine.steps, n=1) or same
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UsageError(f"no step {name}{hint}; `doit list --all` shows them")
-        verdict = engine.oracle.judge(name)
+        verdict = _verdicts(engine, engine.steps)[name]
         return list(_explained(verdict, engine))
 
 
@@ -94,8 +145,7 @@ def _row(verdict: Verdict, counts: Counts, engine: Engine, ahead: Foresight) -> 
 
 
 def _state(verdict: Verdict) -> Iterator[str]:
-    doing = {"none": "is fresh", "restore": "will be restored without running", "run": "will run"}[verdict.action]
-    yield f"{verdict.step.name} {doing}"
+    yield f"{verdict.step.name} {_DOING[verdict.action]}"
     yield from (f"  {reason}" for reason in verdict.reasons)
 
 
@@ -119,7 +169,7 @@ def _flat_parameters(engine: Engine, verdict: Verdict) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _engine(project: Project) -> Iterator[Engine]:
-    engine = Engine(project, load_project(project.root), Console())
+    engine = Engine(project, load_project(project.root), Console(sys.stderr))
     try:
         yield engine
     finally:

@@ -27,6 +27,8 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from scmrepo.exceptions import SCMError
 
 from sdbuild.build.cache import LocalCache
+from sdbuild.build.dvc_config import DvcConfig
+from sdbuild.build.gate import check_cache, check_folders, guard_cache, lists_are_here, out_problems
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.project import Project, working_directory
 from sdbuild.build.remote import Remote
@@ -55,6 +57,7 @@ class History:
         self._repo: Any = None
         self._remote: Remote | None = None
         self._alone = False
+        self._told: set[Problem] = set()
         self._console = console
         _hush()
 
@@ -67,11 +70,16 @@ class History:
         with self._open() as repo:
             stage = self._stage(repo, step, entry)
             outs = [out["md5"] for out in entry["outs"]]
+            origin = "dvc.lock" if self._lock.stages().get(step.stage) == entry else "a run in the run-cache"
             try:
-                self._download(outs)
-                if not stage.outs_cached():  # DVC drops damaged objects when it looks at them
+                for _ in range(2):  # DVC drops damaged objects when it looks at them
                     self._download(outs)
-                if not stage.outs_cached():
+                    if problems := self._refused(stage.outs, f"{origin}, {step.stage}"):
+                        self._tell(problems)
+                        return False
+                    if stage.outs_cached():
+                        break
+                else:
                     return False
                 _sweep(self._project.root / step.folder)
                 stage.checkout(force=True)
@@ -93,6 +101,7 @@ class History:
         }
         with self._open() as repo:
             stage = self._stage(repo, step, entry)
+            check_folders(self._project, [step.folder, f"{step.folder}/.gitignore"])
             try:
                 stage.save_outs()
                 links = stage.outs[0].cache.cache_types[:1]
@@ -138,17 +147,48 @@ class History:
                 self._ask(lambda _: self.leave_to_dvc("fetch", [file.path]))
             return self.checkout([f"{path}.dvc"]) and (self._project.root / path).exists()
 
+    def problems(self, targets: Sequence[str]) -> list[Problem]:
+        """Why what `.dvc` files or stages keep must not be put into place, whoever wrote them and their lists."""
+        found: list[Problem] = []
+        with self._open() as repo:
+            for target in targets:
+                is_file = target.endswith(".dvc")
+                try:
+                    stages = list(repo.stage.collect(target))
+                except (DvcException, OSError, ValueError, TypeError, KeyError) as error:  # of whatever is in the file
+                    if is_file:
+                        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+                        found.append(Problem(file=target, message=f"DVC refuses it ({reason}); restore it with git"))
+                    continue
+                for stage in stages:
+                    found += self._refused(stage.outs, target if is_file else f"dvc.lock, {target}")
+        return list({problem.message: problem for problem in reversed(found)}.values())[::-1]
+
     def checkout(self, targets: Sequence[str]) -> bool:
-        """Bring files of the cache into place; False if DVC refuses, because what is there is nowhere else."""
+        """Bring files of the cache into place; False if DVC refuses, because what is there is nowhere else.
+
+        Raises:
+            DataError: what the targets name would land elsewhere, or a pipe lies there; nothing has been touched.
+        """
         for target in targets:
             if target.endswith(".dvc"):
                 self._refuse_special(target.removesuffix(".dvc"))
+        if problems := self.problems(targets):
+            raise DataError(problems)
         with self._open() as repo:
             try:
+                for target in targets:  # a target that is none makes DVC look at everything
+                    if not lists_are_here(repo.stage.collect(target)):
+                        return False
                 repo.checkout(targets=list(targets))
             except (DvcException, OSError):
                 return False
             return True
+
+    def present(self, md5s: Collection[str]) -> set[str]:
+        """Which objects the remote has, none where there is no remote or it is in trouble."""
+        with self._mutex, working_directory(self._project.root):
+            return self._ask(lambda remote: remote.present(md5s)) or set()
 
     def fetch(self, md5s: Collection[str]) -> None:
         """Bring single objects into the cache, as far as the remote has them; a folder's list comes without its files.
@@ -163,7 +203,10 @@ class History:
 
         Raises:
             RemoteError: it failed.
+            DataError: what they name would land elsewhere.
         """
+        if verb == "fetch" and (problems := self.problems(targets)):
+            raise DataError(problems)
         with self._open() as repo:
             self.remote().leave_to_dvc(lambda: getattr(repo, verb)(targets=list(targets)))
 
@@ -176,6 +219,8 @@ class History:
         """
         self._refuse_special(path)
         with self._open() as repo:
+            beside = (Path(path).parent / ".gitignore").as_posix()
+            check_folders(self._project, [path, f"{path}.dvc", beside])
             try:
                 repo.add([path])
             except (DvcException, OSError) as error:
@@ -214,12 +259,15 @@ class History:
 
     def _repository(self) -> Any:
         if self._repo is None:
+            check_cache(self._project)
             try:
                 self._repo = Repo(str(self._project.root), _wait_for_lock=True)
             except (DvcException, SCMError, ValueError, sqlite3.Error) as error:
                 what = next(iter(str(error).splitlines()), "") or type(error).__name__
                 remedy = "mend .dvc/config, or `sdbuild init .` sets up what is lacking"
                 raise UsageError(f"DVC cannot open this project: {what}; {remedy}") from error
+            guard_cache(self._repo.cache.local)
+            guard_cache(self._repo.cache.legacy)
         return self._repo
 
     @contextlib.contextmanager
@@ -258,6 +306,15 @@ class History:
         if lacking:
             with self._console.transfer("fetching") if self._console else contextlib.nullcontext() as show:
                 self._ask(lambda remote: remote.download(lacking, show))
+
+    def _refused(self, outs: Iterable[Any], origin: str) -> list[Problem]:
+        return list(out_problems(self._project.root, outs, origin, DvcConfig(self._project.root).remote))
+
+    def _tell(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            if problem not in self._told and self._console is not None:
+                self._console.warn(str(problem))
+            self._told.add(problem)
 
     def _check_saved(self, stage: Any) -> None:
         """DVC passes over objects that it could not copy, e.g. to a full disk."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from sdbuild.build import blocks
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Revisions
-from sdbuild.errors import StepError
+from sdbuild.errors import StepError, UsageError
 
 _MD5 = re.compile(rb"\bmd5['\"]?\s*:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)(?![0-9a-f])")
 _RECORDS = (":(top,glob)**/dvc.lock", ":(top,glob)**/*.dvc")
@@ -40,11 +40,12 @@ def find_kept(project: Project, states: int) -> Kept:
     """What is needed by all heads, all working trees, and of each branch by the last `states` of each recipe.
 
     Raises:
-        UsageError: the project is not under git.
+        UsageError: the project is not under git, or a part of its history is not here.
         StepError: git or a file cannot be read.
     """
     with Revisions(project.root) as revisions:
         repository = _Repository(project.root, revisions)
+        repository.check_whole()
         refs = repository.refs()
         commits = {*refs.values(), *repository.heads(), *repository.stashed(refs)}
         texts: set[bytes] = set()
@@ -85,6 +86,41 @@ class _Repository:
         self._revisions = revisions
         self._recipes: dict[str, dict[str | None, str]] = {}
         self._same: dict[str, str] = {}  # a record stays for many commits: memory holds it once
+
+    def check_whole(self) -> None:
+        """Refuse a history of which a part is not here: what only that part needs would be taken for garbage.
+
+        Raises:
+            UsageError: it is not whole; says what brings the rest.
+        """
+        if self._lines("rev-parse", "--is-shallow-repository") == ["true"]:
+            raise UsageError(
+                "this clone is shallow: which objects its unseen history needs is not known, and nothing was deleted; "
+                "`git fetch --unshallow` brings it"
+            )
+        [place] = self._lines("rev-parse", "--git-path", "info/grafts")
+        grafts = self._root / place
+        if (grafts.is_file() and grafts.read_bytes().strip()) or self._lines("for-each-ref", "refs/replace"):
+            raise UsageError(
+                "this history is grafted: what git shows is not all that there is, and nothing was deleted; "
+                "`git replace --list` and .git/info/grafts name what to remove first"
+            )
+        whole = ("rev-list", "--objects", "--missing=print", "--all", *self.heads(), "--", *_RECORDS)
+        try:
+            lacking = any(line.startswith(b"?") for line in self._git(self._root, *whole).splitlines())
+        except StepError:
+            if not self._is_partial():
+                raise
+            lacking = True
+        if lacking:
+            what = "this clone is partial: a part" if self._is_partial() else "git is damaged: a part"
+            how = "`git fetch --refetch --no-filter` brings it" if self._is_partial() else "`git fsck` says what"
+            raise UsageError(f"{what} of its history is not here, and nothing was deleted; {how}")
+
+    def _is_partial(self) -> bool:
+        """Whether git leaves objects on a remote until they are asked for."""
+        found = self._lines("config", "--get-regexp", r"^(remote\..*\.promisor|extensions\.partialclone)$", default=())
+        return bool(found)
 
     def refs(self) -> dict[str, str]:
         """Everything that has a name: its commit by the full name."""
@@ -152,8 +188,13 @@ class _Repository:
             if path.endswith(b".dvc") or path.rsplit(b"/", 1)[-1] == b"dvc.lock":
                 yield next(word.decode() for word in about.split() if len(word) >= 40)
 
-    def _lines(self, *command: str) -> list[str]:
-        return os.fsdecode(self._git(self._root, *command)).splitlines()
+    def _lines(self, *command: str, default: Sequence[str] | None = None) -> Sequence[str]:
+        try:
+            return os.fsdecode(self._git(self._root, *command)).splitlines()
+        except StepError:
+            if default is None:
+                raise
+            return default
 
     def _git(self, folder: Path, *command: str) -> bytes:
         done = subprocess.run(["git", *command], cwd=folder, capture_output=True, check=False)

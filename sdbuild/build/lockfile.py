@@ -21,13 +21,14 @@ from sdbuild.build.project import Project
 from sdbuild.errors import InputError, Problem
 from sdbuild.storage.aside import free_name
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.inside import is_md5, names_problem, path_problem
 from sdbuild.storage.memory import recall, remember
 
 Entry = dict[str, Any]
 """One stage of `dvc.lock`: cmd, deps, params, outs."""
 
-_COMMAND = "sdbuild step "
-_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+COMMAND = "sdbuild step "
+"""How the commands of sdbuild's own stages begin."""
 
 _TAG = "tag:yaml.org,2002:"
 _RULES = (
@@ -77,6 +78,36 @@ def dump_yaml(content: Any) -> str:
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=10**9, allow_unicode=True))
 
 
+def has_aliases(text: str) -> bool:
+    """Whether YAML names parts of itself again, which neither DVC nor sdbuild writes."""
+    try:
+        return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))
+    except (yaml.YAMLError, RecursionError):
+        return True
+
+
+def _check(stages: Mapping[str, Entry]) -> None:
+    own = {name: entry for name, entry in stages.items() if str(entry.get("cmd")).startswith(COMMAND)}
+    wrong = {name: problem for name, entry in own.items() if (problem := entry_problem(entry)) is not None}
+    if wrong:
+        raise InputError(
+            Problem(file="dvc.lock", message=f"the entry of {name[:80]}: {problem}; restore it with git")
+            for name, problem in wrong.items()
+        )
+
+
+def entry_problem(entry: object) -> str | None:
+    """What is wrong with an entry of `dvc.lock` or of the run-cache, as one of a step of sdbuild's."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str) or not _is_whole(entry):
+        return "not as builds write it"
+    for part in ("deps", "outs"):
+        paths = [row["path"] for row in entry.get(part, [])]
+        problem = next(filter(None, map(path_problem, paths)), None) or names_problem(paths, folds=False)
+        if problem is not None:
+            return f"{part}: {problem}"
+    return None
+
+
 class LockFile:
     """`dvc.lock` of a project: the only build record."""
 
@@ -87,11 +118,16 @@ class LockFile:
         self._stages: dict[str, Entry] = {}
 
     def stages(self) -> Mapping[str, Entry]:
-        """All entries by stage name; read again when the file has changed."""
+        """All entries by stage name; read again when the file has changed.
+
+        Raises:
+            InputError: it cannot be read, or names what no step writes.
+        """
         signature = self._stat()
         if signature != self._signature:
-            self._stages = self._read(signature) if signature else {}
-            self._signature = signature
+            stages = self._read(signature) if signature else {}
+            _check(stages)
+            self._stages, self._signature = stages, signature
         return self._stages
 
     def write(self, entries: Mapping[str, Entry], order: Sequence[str]) -> None:
@@ -115,7 +151,7 @@ class LockFile:
         except FileNotFoundError:
             return []
         except (OSError, ValueError):
-            return [name for name, entry in self.stages().items() if not str(entry.get("cmd")).startswith(_COMMAND)]
+            return [name for name, entry in self.stages().items() if not str(entry.get("cmd")).startswith(COMMAND)]
 
     def drop_strangers(self, order: Sequence[str]) -> Path | None:
         """Take stages that are not sdbuild's out of the file; it is kept as it was, and where is returned."""
@@ -199,7 +235,7 @@ def _is_ours(name: str, entry: Any) -> bool:
     command = entry.get("cmd") if isinstance(entry, dict) else None
     if isinstance(entry, dict) and _is_whole(entry):
         return True
-    if isinstance(command, str) and not command.startswith(_COMMAND):
+    if isinstance(command, str) and not command.startswith(COMMAND):
         return False
     raise _wrong(f"the entry of {name} is not as builds write it")
 
@@ -216,4 +252,4 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("path"), str):
         return False
     numbers = (row.get(key) for key in ("size", "nfiles"))
-    return _MD5.fullmatch(str(row.get("md5"))) is not None and all(isinstance(n, int | None) for n in numbers)
+    return is_md5(row.get("md5")) and all(isinstance(n, int | None) for n in numbers)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdbuild.build import cache
-from sdbuild.build.lockfile import Entry, LockFile
+from sdbuild.build.lockfile import Entry, LockFile, entry_problem
 from sdbuild.build.project import Project
 from sdbuild.build.reads import Reads
 from sdbuild.build.reasons import parameter_changes
@@ -26,7 +26,7 @@ from sdbuild.errors import DataError
 from sdbuild.plan.model import Dep, Step
 
 State = Literal["fresh", "stale", "pending"]
-Action = Literal["none", "restore", "run"]
+Action = Literal["none", "restore", "fetch", "run"]
 
 _OF_FILES_ALONE = frozenset({"pixels", "records"})
 """Views that no setting of their step has a say in: the same files give the same view."""
@@ -49,7 +49,9 @@ class Verdict:
     outs: Mapping[str, Digest] | None = None
     """Content of its outs once it is built; None where only a run can tell."""
     entry: Entry | None = None
-    """The recorded run that a restore brings back."""
+    """The recorded run that a restore brings back, from the cache or else, fetched, from the remote."""
+    lost: bool = False
+    """It has to run since its recorded outs are in no place that is known; the remote may have them nevertheless."""
     absent: tuple[str, ...] = ()
     """Inputs that have to be brought back before more can be said."""
 
@@ -70,6 +72,10 @@ class Oracle:
         self._data: dict[str, Digest | None] = {}
         self._cache = cache.LocalCache(project)
         self.versions = Versions(project, stat)
+        self.on_remote: set[str] = set()
+        """Objects that the remote is known to have."""
+        self.not_here: set[str] = set()
+        """Objects that were looked for in the cache alone, and are not there."""
 
     def judge(self, name: str) -> Verdict:
         """The verdict on a step, as things are on disk and as the steps before it will leave them."""
@@ -101,8 +107,9 @@ class Oracle:
         self.reads.places[self.project.root / path] = place
 
     def entry(self, step: Step) -> Entry | None:
-        """What `dvc.lock` says of a step."""
-        return self._lock.stages().get(step.stage)
+        """What `dvc.lock` says of a step; a stage that only has its name is no record of it."""
+        entry = self._lock.stages().get(step.stage)
+        return entry if entry is not None and entry_problem(entry) is None else None
 
     def _judge(self, step: Step) -> Verdict:
         entry = self.entry(step)
@@ -192,6 +199,13 @@ class Oracle:
         words = (self.versions.words(path, state) for path, state in found.items() if state == "outdated")
         return list(filter(None, words))
 
+    def source(self, contents: Iterable[Digest]) -> Literal["restore", "fetch", "run"]:
+        """Where contents come from when they are brought back; where nobody is known to have them, from a run."""
+        lacking = {each.md5 for each in contents if not self._cache.has(each.md5)}
+        with self._mutex:
+            self.not_here |= lacking - self.on_remote
+            return "restore" if not lacking else "fetch" if lacking <= self.on_remote else "run"
+
     def in_place(self, path: str) -> bool:
         """Whether an input is on disk with the content that it should have."""
         if path in self._foreseen:
@@ -253,12 +267,14 @@ class Oracle:
                     reasons.append(f"absent: {path}")
             elif found.md5 != recorded.md5:
                 reasons.append(f"changed by someone else: {path}")
+        action: Action = self.source(outs.values()) if reasons else "none"
         return Verdict(
             step=step,
             state="stale" if reasons else "fresh",
-            action="restore" if reasons else "none",
+            action=action,
             reasons=tuple(reasons),
             renew=renew,
+            lost=action == "run",
             deps=deps,
             reads=reads,
             outs=outs,

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sdbuild.build.cache import LocalCache
+from sdbuild.build.gate import check_folders
 from sdbuild.build.keeping import Keeper
 from sdbuild.build.lockfile import Entry
 from sdbuild.build.oracle import Oracle
 from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.plan.model import Step
+from sdbuild.storage.inside import link_problem
 
 if TYPE_CHECKING:
     from sdbuild.build.history import History
@@ -29,7 +31,12 @@ class Outs:
         self._keeper = Keeper(project, oracle.stat)
 
     def restore(self, step: Step, entry: Entry) -> bool:
-        """Bring a recorded run's outs into place; False if neither cache nor remote has them."""
+        """Bring a recorded run's outs into place; False if neither cache nor remote has them.
+
+        Raises:
+            DataError: a link leads out of the folder of its outs.
+        """
+        check_folders(self._project, [step.folder])
         self._keep(step)
         return self._history().restore(step, entry)
 
@@ -37,7 +44,7 @@ class Outs:
         """After a failure: the last good outs, where a step had already replaced them."""
         self._oracle.forget()
         entry = self._oracle.entry(step)
-        if entry is None:
+        if entry is None or link_problem(self._project.root, step.folder):
             return
         present = [self._oracle.stat.digest(row["path"]) for row in entry.get("outs", [])]
         good = [row["md5"] for row in entry.get("outs", [])]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdbuild.errors import DataError, LockedError, Problem, UsageError
+from sdbuild.storage.inside import committed_links
 from sdbuild.storage.regular import find_special, special_at
 
 
@@ -63,6 +64,7 @@ def find_project(start: Path | None = None) -> Project:
 
     Raises:
         UsageError: no `recipes/` folder beside a `dodo.py` or `.dvc` in it or above it.
+        DataError: git brought links to where sdbuild writes.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
@@ -78,7 +80,7 @@ def check_whole(project: Project) -> None:
 
     Raises:
         UsageError: something is lacking that `sdbuild init .` sets up.
-        DataError: there are pipes, sockets or devices among the project's own files.
+        DataError: there are pipes, sockets or devices among the project's own files, or links that git brought.
     """
     root = project.root
     lacking = [
@@ -92,6 +94,18 @@ def check_whole(project: Project) -> None:
         raise DataError(
             Problem(file=path, message=f"{kind}, where a file should be; delete it") for path, kind in wrong
         )
+    check_links(project)
+
+
+def check_links(project: Project) -> None:
+    """Refuse a project in which git brought links to where builds write.
+
+    Raises:
+        DataError: lists them all.
+    """
+    if found := committed_links(project.root, ("build", ".sdbuild", ".dvc")):
+        message = "is a link that came with the project, and what is built would land elsewhere; `git rm` it"
+        raise DataError(Problem(file=path, message=message) for path in found)
 
 
 def _special(root: Path) -> Iterator[tuple[Path, str]]:

@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 from dvc.exceptions import DvcException
 from fsspec.callbacks import Callback
 
-from sdbuild.build.cache import RUN_NAME, LocalCache
+from sdbuild.build.cache import MOST_OF_RUN, RUN_NAME, LocalCache
 from sdbuild.errors import RemoteError, UsageError
+from sdbuild.storage.inside import is_md5
 
 Answer = TypeVar("Answer")
 Show = Callable[[int, int], None]
@@ -78,18 +79,20 @@ class Remote:
         return self._ask(lambda _: self._list(key), _SHORT_PATIENCE if key else _PATIENCE)
 
     def read_runs(self, names: Collection[str], show: Show | None = None) -> dict[str, bytes]:
-        """Entries of the run-cache."""
+        """Entries of the run-cache, without those that are too large to be any."""
 
-        def read(signs: _Signs) -> dict[str, bytes]:
+        def fetch(signs: _Signs) -> dict[str, bytes]:
             paths = {self._run_path(name): name for name in sorted(names)}
             found: dict[str, bytes] = {}
             for some in _batches(paths, _AT_ONCE):
-                contents = self._remote.fs.cat(list(some))
+                sizes = self._remote.fs.info(list(some), batch_size=self._remote.fs.jobs)
+                read = [path for path, about in zip(some, sizes, strict=True) if about["size"] <= MOST_OF_RUN]
+                contents = self._remote.fs.cat(read) if read else {}
                 found.update((paths[path], content) for path, content in contents.items())
                 signs.relative_update(len(some))
             return found
 
-        return self._ask(read, show=show, total=len(names)) if names else {}
+        return self._ask(fetch, show=show, total=len(names)) if names else {}
 
     def write_runs(self, names: Collection[str], show: Show | None = None) -> int:
         """Add entries of the local run-cache, and return how many; what they name has to be there already."""
@@ -106,7 +109,8 @@ class Remote:
 
     def present(self, md5s: Collection[str]) -> set[str]:
         """Which objects the remote has; one that lists a folder stands for the folder's files."""
-        return self._ask(lambda signs: self._present(md5s, signs)) if md5s else set()
+        named = {md5 for md5 in md5s if is_md5(md5)}  # others would lead to other places
+        return self._ask(lambda signs: self._present(named, signs)) if named else set()
 
     def upload(self, md5s: Collection[str], show: Show | None = None) -> Transferred:
         """Copy objects of the cache, lists of folders after all files."""
@@ -137,7 +141,7 @@ class Remote:
 
     def download_single(self, md5s: Iterable[str], show: Show | None = None) -> Transferred:
         """Bring single objects that the cache lacks, a folder's list without its files; damaged ones stay out."""
-        lacking = {md5 for md5 in md5s if not self._cache.path(md5).exists()}
+        lacking = {md5 for md5 in md5s if is_md5(md5) and not self._cache.path(md5).exists()}
         wanted = self.present(lacking)
 
         def fetch(signs: _Signs) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,17 +11,22 @@ from typing import TYPE_CHECKING
 from yaml import YAMLError
 
 from sdbuild.build.cache import LocalCache, Named
-from sdbuild.build.lockfile import LockFile, load_yaml
+from sdbuild.build.lockfile import LockFile, entry_problem, load_yaml
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.build.tracked import DataFile, data_files
 from sdbuild.build.versions import Versions
 from sdbuild.console import Console
+from sdbuild.errors import DataError, RemoteError
 
 if TYPE_CHECKING:
     from sdbuild.build.history import History
     from sdbuild.build.remote import Remote, Transferred
+
+
+STAGE = re.compile(r"[\w-]+")
+"""Names of stages; what DVC would take for the file of another project has other letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,8 @@ def push(project: Project, console: Console) -> None:
 
     Raises:
         UsageError: there is no default remote.
-        RemoteError: the remote is in trouble; what has arrived is of use, and the next push goes on from there.
+        RemoteError: the remote is in trouble, or something that is recorded is in no cache to be pushed from; what
+            has arrived is of use, and the next push goes on from there.
     """
     lock = LockFile(project)
     with closing(_history(project, lock, console)) as history:
@@ -56,11 +63,12 @@ def push(project: Project, console: Console) -> None:
         apart = [file.path for file in state.data if not file.plain]
         if apart:
             history.leave_to_dvc("push", apart)
-    console.say(_summary("pushed", "to", remote.name, sent, runs))
+    if sent.files or runs or not lost:
+        console.say(_summary("pushed", "to", remote.name, sent, runs))
     for warning in _unsaved(project, state):
         console.warn(warning)
     if lost:
-        console.warn(f"not in this cache, and not on {remote.name} either: {', '.join(sorted(lost))}")
+        raise RemoteError(_lost(lost, remote.name))
 
 
 def pull(project: Project, console: Console) -> None:
@@ -111,9 +119,17 @@ def _send_objects(
 
 
 def _put_into_place(project: Project, history: History, state: _Present, remote: str) -> Iterator[str]:
-    """Check out data and outs; what could not be, in words."""
+    """Check out data and outs; what could not be, in words.
+
+    Raises:
+        DataError: some would land elsewhere than in the project; nothing has been touched.
+    """
     cache = LocalCache(project)
     versions = Versions(project, StatCache(project.root, project.stat_cache))
+    planned = _planned(project)  # a record may be of a recipe that was deleted since
+    ours = {name: outs for name, outs in state.outs.items() if name in planned and STAGE.fullmatch(name)}
+    if problems := history.problems([*(file.path for file in state.data), *ours]):
+        raise DataError(problems)
     for file in state.data:
         if file.plain and not all(cache.has(md5) for md5 in file.md5s):
             yield f"{file.data} is neither here nor on {remote}; `sdbuild push` where it is"
@@ -121,8 +137,7 @@ def _put_into_place(project: Project, history: History, state: _Present, remote:
             yield f"{file.data} has changes that are saved nowhere; it is kept as it is, not as {file.path} says"
         elif named := versions.named(file.data):
             versions.note(file.data, named)
-    planned = _planned(project)  # a record may be of a recipe that was deleted since
-    complete = [name for name, outs in state.outs.items() if name in planned and all(map(cache.has, outs))]
+    complete = [name for name, outs in ours.items() if all(map(cache.has, outs))]
     if complete and not history.checkout(complete):
         yield "outs under build/ were changed by hand; they are kept until the next `doit` restores them"
 
@@ -140,7 +155,7 @@ def _unsaved(project: Project, state: _Present) -> Iterator[str]:
 
 
 def _present(project: Project, lock: LockFile) -> _Present:
-    stages = lock.stages()
+    stages = {name: entry for name, entry in lock.stages().items() if entry_problem(entry) is None}
     state = _Present(
         data=list(data_files(project)),
         outs={name: [row["md5"] for row in entry.get("outs", [])] for name, entry in stages.items()},
@@ -161,6 +176,18 @@ def _planned(project: Project) -> Collection[str]:
     except (OSError, ValueError, YAMLError, KeyError, TypeError):
         return ()
     return stages if isinstance(stages, dict) else ()
+
+
+def _lost(paths: Iterable[str], remote: str) -> str:
+    """What was not pushed, and how it can be."""
+    shown = sorted(set(paths))
+    return "\n".join(
+        [
+            f"not pushed, since neither this cache nor {remote} has it: {', '.join(shown)}",
+            "`dvc commit --force` takes what lies here into the cache again; if nothing does, "
+            "push from a clone that has it, or build it anew (`doit -a`)",
+        ]
+    )
 
 
 def _all(named: dict[str, Named], state: _Present) -> set[str]:

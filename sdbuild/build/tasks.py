@@ -31,6 +31,7 @@ from sdbuild.recipe.load import load_project, recipe_files
 from sdbuild.recipe.models import Recipe
 from sdbuild.storage import shown
 from sdbuild.storage.atomic import remove
+from sdbuild.storage.inside import link_problem
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -250,7 +251,8 @@ def _task(engine: Engine, step: Step, cleaned: set[str]) -> QuietTask:
 def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: bool) -> None:
     """Remove the outs of steps, of each once; the next build brings them back from the cache.
 
-    What the cache does not have stays: files of the user's, and results that are nowhere else.
+    What the cache does not have stays: files of the user's, and results that are nowhere else. So does what lies
+    behind a link.
     """
     keeper = Keeper(engine.project, engine.stat)
     for step, out in ((each, out) for each in steps for out in each.outs):
@@ -258,6 +260,9 @@ def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: boo
         if not os.path.lexists(path) or out.path in cleaned:
             continue
         cleaned.add(out.path)
+        if why := link_problem(engine.project.root, step.folder):
+            engine.console.warn(f"{out.path} is left: {why}")
+            continue
         kept = keeper.foreign(step, out.path, saved=True)
         if kept:
             more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""

@@ -14,6 +14,7 @@ from sdbuild.build.lockfile import load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.errors import InputError, Problem
+from sdbuild.storage.inside import is_md5
 from sdbuild.storage.regular import read_regular
 
 _PLAIN = frozenset({"md5", "size", "nfiles", "hash", "path", "desc", "type", "labels", "meta"})
@@ -59,11 +60,20 @@ class DataFile:
     def _of(cls, path: str, content: Any) -> DataFile | None:
         try:
             outs = content["outs"]
-            plain = not content.get("deps") and all(out.keys() <= _PLAIN and out["hash"] == "md5" for out in outs)
-            digest = Digest(str(outs[0]["md5"]), outs[0].get("size") or 0, outs[0].get("nfiles"))
-            return cls(path=path, md5s=tuple(str(out["md5"]) for out in outs), digest=digest, plain=plain)
+            plain = (
+                not content.get("deps")
+                and "wdir" not in content
+                and all(out.keys() <= _PLAIN and out["hash"] == "md5" for out in outs)
+            )
+            md5s = tuple(str(out["md5"]) for out in outs)
+            size, count = (outs[0].get(key) for key in ("size", "nfiles"))
         except (KeyError, IndexError, TypeError, AttributeError):
             return None
+        if wrong := [md5 for md5 in md5s if not is_md5(md5)]:
+            message = f"its MD5 {wrong[0][:60]!a} is none; restore it with git"
+            raise InputError([Problem(file=path, message=message)])
+        first = Digest(md5s[0], size if isinstance(size, int) else 0, count if isinstance(count, int) else None)
+        return cls(path=path, md5s=md5s, plain=plain, digest=first)
 
 
 def _parsed(project: Project, path: str) -> Any:

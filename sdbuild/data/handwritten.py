@@ -105,7 +105,7 @@ class Fits:
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind := special_at(path):
             raise SpecialFileError(errno.EINVAL, f"{kind}, not a file", str(path))
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         with os.fdopen(descriptor, "rb+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if end and os.pread(descriptor, 1, end - 1) != b"\n":

@@ -99,7 +99,9 @@ class Index:
 
 
 def shard_name(key: str) -> str:
-    """File name of the shard that a key belongs to."""
+    """File name of the shard that a key, which is a digest, belongs to."""
+    if not key[:2].isalnum():
+        raise ValueError(f"{key[:80]!a} is no key of an item")
     return f"{key[:2]}.safetensors"
 
 

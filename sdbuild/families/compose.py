@@ -67,7 +67,9 @@ def _files(component: Path, variant: str | None) -> Iterator[tuple[str, Path]]:
         copies = [file for file in files if _marked(file, variant)]
         if copies:
             plain = [file for file in plain if file.suffix != ".safetensors" and ".index." not in file.name]
-        yield from ((_without_mark(file.relative_to(component).as_posix(), variant), file) for file in copies)
+        for file in copies:
+            place = file.relative_to(component)
+            yield place.with_name(_without_mark(place.name, variant)).as_posix(), file
     yield from ((file.relative_to(component).as_posix(), file) for file in plain)
 
 

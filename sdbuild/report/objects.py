@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.build.cache import LocalCache
+from sdbuild.build.dvc_config import DvcConfig
 from sdbuild.build.lockfile import LockFile
 from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.data.records import read_captions, read_images
-from sdbuild.errors import DataError
+from sdbuild.errors import DataError, UsageError
 from sdbuild.report.changes import Picture
+from sdbuild.storage.inside import is_md5
 
 
 class Objects:
@@ -30,7 +31,7 @@ class Objects:
 
     def want(self, md5s: Iterable[str | None]) -> None:
         """Fetch what is not here, all at once; what the remote lacks too, and what was asked for before, stays away."""
-        absent = {md5 for md5 in md5s if md5 and not self._cache.path(md5).exists()} - self._wanted
+        absent = {md5 for md5 in md5s if is_md5(md5) and not self._cache.path(md5).exists()} - self._wanted
         self._wanted |= absent
         if not absent or not has_remote(self._project):
             return
@@ -44,7 +45,7 @@ class Objects:
 
     def file(self, md5: str | None) -> Path | None:
         """Where the content of a file is kept; None where it is not here."""
-        path = self._cache.path(md5) if md5 else None
+        path = self._cache.path(md5) if md5 and is_md5(md5) else None
         return path if path and path.exists() else None
 
     def files(self, md5: str | None) -> Mapping[str, str] | None:
@@ -76,13 +77,7 @@ class Objects:
 
 def has_remote(project: Project, config: str | None = None) -> bool:
     """Whether a default remote is configured: in the project as it is, or with another `.dvc/config`, given as text."""
-    parser = configparser.ConfigParser(interpolation=None)
     try:
-        if config is None:
-            parser.read(project.root / ".dvc" / "config", encoding="utf-8")
-        else:
-            parser.read_string(config)
-        parser.read(project.root / ".dvc" / "config.local", encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
+        return bool(DvcConfig(project.root, repo=config).remote)
+    except UsageError:
         return False
-    return bool(parser.get("core", "remote", fallback=""))

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sdbuild.build import blocks
-from sdbuild.build.lockfile import Entry, LockFile, load_yaml
+from sdbuild.build.lockfile import Entry, LockFile, entry_problem, load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Commit, Revisions
 from sdbuild.plan.built import as_built
@@ -159,6 +159,8 @@ class States:
 def _by_recipe(stages: Mapping[str, Entry], read: Callable[[str], bytes | None]) -> dict[str, Record]:
     found: dict[str, dict[str, Entry]] = {}
     for entry in stages.values():
+        if entry_problem(entry):
+            continue
         command = str(entry.get("cmd"))
         recipe, _, kind = command.removeprefix(_COMMAND).rpartition(":")
         if command.startswith(_COMMAND) and recipe and kind in STEP_KINDS:

@@ -15,6 +15,7 @@ from sdbuild.data.wanted import wanted_class_pictures
 from sdbuild.errors import DataError, StepError
 from sdbuild.families.digest import read_digest
 from sdbuild.steps.contract import Context, Inputs, Items
+from sdbuild.storage.inside import path_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,8 @@ def _drawn(folder: Path) -> Iterator[Mapping[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
+            if path_problem(row["file"]) or "/" in row["file"]:
+                continue
             if pixel_digest(open_picture(folder / row["file"])) == row["digest"]:
                 yield row
         except (OSError, ValueError, KeyError, TypeError, DataError):
