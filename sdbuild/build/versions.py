@@ -94,6 +94,28 @@ class Versions:
             message = "no such folder"
         return Problem(file=path, message=message)
 
+    def overwritten(self, path: str) -> Problem | None:
+        """Whether DVC has just saved an older version over a newer one that was never here, as `dvc repro` does."""
+        named = self.named(path)
+        if named is None:
+            return None
+        try:
+            with Revisions(self._project.root) as revisions:
+                content = revisions.read("HEAD", f"{path}.dvc")
+        except UsageError:
+            return None
+        head = DataFile.parse(f"{path}.dvc", (content or b"").decode(errors="replace"))
+        newest = head.md5s[0] if head and head.plain else named
+        if newest == named or self._cache.has(newest):
+            return None
+        if named not in self._earlier(path, newest):
+            return None
+        message = (
+            f"the folder holds an older version than the last commit's {path}.dvc, and DVC has saved that one there\n"
+            f"`git checkout -- {path}.dvc` and `sdbuild pull` bring the newer one"
+        )
+        return Problem(file=path, message=message)
+
     def _taking(self, path: str) -> str:
         """The command that brings the version of a `.dvc` file whatever lies there."""
         named = self.named(path)

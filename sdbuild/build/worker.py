@@ -28,8 +28,9 @@ from sdbuild.build.keeping import Keeper, remember_installed
 from sdbuild.build.processes import converse, count_of, joining, run_together
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
+from sdbuild.build.versions import Versions
 from sdbuild.build.written import note
-from sdbuild.errors import StepError, UsageError, disk_full
+from sdbuild.errors import DataError, StepError, UsageError, disk_full
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
@@ -107,6 +108,9 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
     if step.built_base:  # DVC has just built it
         sources.bring(step.base, project.root)
     stat = StatCache(project.root, project.stat_cache)
+    versions = Versions(project, stat)
+    if stale := [each for dep in step.deps if (each := versions.overwritten(dep.path))]:
+        raise DataError(stale)
     reads = Reads(project, stat).all(step)
     stat.close()
     path = project.root / step.params_file

@@ -92,6 +92,7 @@ def test_renamed_picture(built: Work) -> None:
     cats = built.root / CATS
     (cats / "0001.png").rename(cats / "renamed.png")
     (cats / "0001.txt").rename(cats / "renamed.txt")
+    assert [name for name, step in built.plan().items() if step["action"] == "run"] == ["cat:images"]
     assert set(ran(built)) == {"images"}
     assert ran(built) == {}
     assert "up to date" in built.dvc("status").out
@@ -102,6 +103,7 @@ def test_renamed_picture(built: Work) -> None:
 def test_picture_saved_again_without_loss(built: Work) -> None:
     path = built.root / CATS / "0001.png"
     Image.open(path).save(path, compress_level=1)
+    assert built.plan()["cat:train"]["perhaps"]
     assert ran(built) == {"images": 1}
     assert ran(built) == {}
 
