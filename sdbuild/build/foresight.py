@@ -37,7 +37,8 @@ class Foresight:
 
     def unsure(self, verdict: Verdict) -> bool:
         """Whether a step that waits may turn out fresh, which only a run can tell."""
-        return verdict.state == "pending" and verdict.step.recipe in self._unsure and bool(verdict.step.deps)
+        step = verdict.step
+        return verdict.state == "pending" and step.recipe in self._unsure and self._oracle.entry(step) is not None
 
     def _look(self, step: Step) -> None:
         try:

@@ -74,7 +74,7 @@ class Versions:
         of = f"version {base[:8]}" if base else "an older version"
         message = (
             f"the folder holds edits{edited} of {of}, and {path}.dvc now names version {(self.named(path) or '')[:8]}: "
-            f"neither is touched\nto take that one, copy your edits elsewhere and run `{self._taking(path)}`; "
+            f"neither is touched; to take that one, copy your edits elsewhere and run `{self._taking(path)}`; "
             f"to keep the folder instead, `dvc add {path}`"
         )
         return Problem(file=path, message=message)
@@ -85,7 +85,7 @@ class Versions:
         named = self.named(path)
         if named and self._cache.has(named) and (self._project.root / path).exists():
             message = (
-                f"it holds files that are saved nowhere, and {path}.dvc names another version: neither is touched\n"
+                f"it holds files that are saved nowhere, and {path}.dvc names another version: neither is touched; "
                 f"copy what you want to keep elsewhere and run `{self._taking(path)}`"
             )
         elif tracked:
@@ -111,7 +111,7 @@ class Versions:
         if named not in self._earlier(path, newest):
             return None
         message = (
-            f"the folder holds an older version than the last commit's {path}.dvc, and DVC has saved that one there\n"
+            f"the folder holds an older version than the last commit's {path}.dvc, and DVC has saved that one there; "
             f"`git checkout -- {path}.dvc` and `sdbuild pull` bring the newer one"
         )
         return Problem(file=path, message=message)
