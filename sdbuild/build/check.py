@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.build.bases import base_doubts, in_recipe, misfits
+from sdbuild.build.caption_checks import CaptionChecks
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.build.versions import Versions
 from sdbuild.build.view_counts import seen_too_often
 from sdbuild.captioners import keys
 from sdbuild.console import Console
+from sdbuild.data.captions import Captions
 from sdbuild.data.records import ImageRecord, read_images
 from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.plan.compile import plan
@@ -37,6 +39,8 @@ class _Checked:
     trained: Sequence[ImageRecord]
     """Those that are not held out."""
     problems: Sequence[Problem]
+    captions: Captions | None
+    """None where they are wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,8 @@ def _check_variants(
     """Number of pictures, from least to most, all problems of some variants, and what is hardly meant."""
     checked: dict[str, _Checked] = {}
     doubts: list[str] = []
+    words: list[Problem] = []
+    look = CaptionChecks(project.root)
     for recipe in variants:
         specs: Mapping[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
         read = json.dumps([specs["images"], specs["captions"]])
@@ -124,6 +130,9 @@ def _check_variants(
         doubts += recipe.doubts()
         doubts += base_doubts(recipe, Base.of(recipe.resolved()["base"]), project.root)
         doubts += seen_too_often(recipe, checked[read].trained)
+        if (captions := checked[read].captions) is not None:
+            doubts += look.doubts(recipe, captions)
+            words += look.problems(recipe, captions)
     alike = {json.dumps(_of_base(recipe)): recipe for recipe in variants}
     wrong = [
         problem
@@ -132,7 +141,7 @@ def _check_variants(
     ]
     counts = sorted({each.pictures for each in checked.values()})
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return shown, [*wrong, *(problem for each in checked.values() for problem in each.problems)], doubts
+    return shown, [*wrong, *words, *(problem for each in checked.values() for problem in each.problems)], doubts
 
 
 def _of_base(recipe: Recipe) -> list[Any]:
@@ -149,6 +158,7 @@ def _check_data(project: Project, name: str, specs: Mapping[str, Mapping[str, An
     """
     problems: list[Problem] = []
     trained: list[ImageRecord] = []
+    captions: Captions | None = None
     with tempfile.TemporaryDirectory(prefix="sdbuild-check-") as folder:
         out = Path(folder)
         context = _Quiet(
@@ -172,7 +182,7 @@ def _check_data(project: Project, name: str, specs: Mapping[str, Mapping[str, An
             inputs = Inputs(project=project.root, images=out / "images.jsonl")
             trained = [record for record in read_images(out / "images.jsonl") if record.split == "train"]
             try:
-                importlib.import_module("sdbuild.steps.captions").check(specs["captions"], inputs, context)
+                captions = importlib.import_module("sdbuild.steps.captions").check(specs["captions"], inputs, context)
             except DataError as error:
                 problems += error.problems
-    return _Checked(pictures=total, trained=trained, problems=problems)
+    return _Checked(pictures=total, trained=trained, problems=problems, captions=captions)

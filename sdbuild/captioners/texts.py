@@ -7,20 +7,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_JOINERS = "\u200c\u200d"
-"""Invisible, but part of words in some scripts, and of emojis."""
+from sdbuild.storage import wording
+
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "’", "`": "`"}
 _SENTENCE = re.compile(r"[.!?。！？](?=\s|$)")
 
 
 def clean(said: str) -> str:
-    """One line in NFC without control characters, half surrogates, marks of direction, and quotes around it all."""
-    visible = "".join(
-        " " if character.isspace() or kind == "Cc" else character
-        for character in unicodedata.normalize("NFC", said)
-        if (kind := unicodedata.category(character)) not in ("Cf", "Cs", "Co", "Cn") or character in _JOINERS
-    )
-    text = " ".join(visible.split())
+    """A caption as `wording.clean` has it, without half surrogates, characters of no meaning, and quotes around it."""
+    text = wording.clean("".join(each for each in said if unicodedata.category(each) not in ("Cs", "Co", "Cn")))
     while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text

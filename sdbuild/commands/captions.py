@@ -135,7 +135,13 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 def _cells(row: Row) -> tuple[str, str, str, str, str]:
     entry = row.entry
     tokens = "" if row.tokens is None or not entry.bare else str(row.tokens)
-    return entry.path, " | ".join(entry.texts), _origin(entry), tokens, "; ".join(each.words for each in row.findings)
+    return (
+        entry.path,
+        " | ".join(entry.texts),
+        _origin(entry),
+        tokens,
+        "; ".join(each.words for each in row.findings if each.is_problem),
+    )
 
 
 def _origin(entry: Entry) -> str:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sdbuild.data.filenames import caption_from_name, is_given
 from sdbuild.data.listing import Sidecars, nfc, relative_to, scan
 from sdbuild.data.records import CaptionRecord, ImageRecord, Origin
 from sdbuild.data.textfiles import is_encodable, read_text
 from sdbuild.errors import Problem
 from sdbuild.recipe.captioners import fields_used
+from sdbuild.storage.wording import clean, visible
 
 TEMPLATE_FIELDS = ("name", "stem", "folder", "trigger")
 """What a caption template may hold in braces; `name` and `stem` are both the file's name in words."""
@@ -51,7 +53,7 @@ class Open:
 
     def row(self, texts: Sequence[str], trigger: str, said: Iterable[tuple[str, str]]) -> CaptionRecord:
         """The record with its captions."""
-        return _record(self.image, texts, clean(trigger), self.origin, said)
+        return _record(self.image, texts, one_line(trigger), self.origin, said)
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class Folder:
     problems: list[Problem] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     """Pictures that occur twice with different captions."""
+    given: dict[str, str] = field(default_factory=dict)
+    """Pictures whose captions are made of a name that no person chose, with the name."""
 
 
 Texts = tuple[str, ...]
@@ -93,6 +97,7 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
     left: list[Open] = []
     problems: list[Problem] = []
     differing: list[str] = []
+    given: dict[str, str] = {}
     for index in sorted(by_dataset):
         dataset = spec["datasets"][index]
         path = PurePosixPath(dataset["path"]).as_posix()
@@ -104,7 +109,7 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
         folder = Folder(
             path=path,
             project=project,
-            trigger=clean(dataset.get("trigger") or ""),
+            trigger=one_line(dataset.get("trigger") or ""),
             sidecars=sidecars,
             lines=dataset.get("lines", False),
         )
@@ -115,10 +120,11 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
                 records.append(found)
         problems += dict.fromkeys(folder.problems)
         differing += folder.differing
+        given |= folder.given
     records.sort(key=lambda row: (row.dataset, row.digest))
     left.sort(key=lambda each: (each.image.dataset, each.image.digest))
     return Captions(
-        records=tuple(records), problems=tuple(problems), warnings=tuple(_warnings(differing)), open=tuple(left)
+        records=tuple(records), problems=tuple(problems), warnings=tuple(_warnings(differing, given)), open=tuple(left)
     )
 
 
@@ -139,12 +145,6 @@ def template_problem(template: str) -> str | None:
     return None
 
 
-def caption_from_name(name: str) -> str:
-    """Words of a file's stem: `cat_face-02` gives `cat face`. Empty when there are only numbers."""
-    words = re.sub(r"[_\-\s]+", " ", nfc(name)).strip()
-    return re.sub(r"(?:(?:^|\s+)(?:\d+|\(\d+\)|\[\d+\]))+$", "", words).strip()
-
-
 def with_trigger(text: str, trigger: str) -> str:
     """The caption with the trigger in front, unless it holds the trigger as words of its own."""
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
@@ -152,10 +152,9 @@ def with_trigger(text: str, trigger: str) -> str:
     return f"{trigger} {text}"
 
 
-def clean(text: str) -> str:
-    """One line in NFC: lines are joined, runs of white space become one space, what is invisible goes."""
-    visible = "".join(" " if character < " " or character in "\x7f\ufeff" else character for character in nfc(text))
-    return " ".join(visible.split())
+def one_line(trigger: str) -> str:
+    """A trigger of a recipe, whose brackets are plain already, on one line."""
+    return " ".join(visible(trigger).split())
 
 
 def without_trigger(text: str, trigger: str) -> str:
@@ -244,8 +243,10 @@ def _sidecar(folder: Folder, picture: str) -> Texts | Problem | None:
 
 def _from_sidecar(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
     def caption(picture: str) -> Problem:
-        sidecar = PurePosixPath(picture).with_suffix(".txt").name
-        message = f"no caption: write one into {sidecar} beside it, or set caption: {{from: filename}} in the recipe"
+        stem = PurePosixPath(picture).stem
+        named = caption_from_name(stem) and not is_given(stem)
+        else_ = "set caption: {from: filename}" if named else "set caption, such as {from: template, text: …},"
+        message = f"no caption: write one into a .txt file of its name beside it, or {else_} in the recipe"
         return Problem(file=f"{folder.path}/{picture}", message=message)
 
     return caption
@@ -256,6 +257,8 @@ def _from_filename(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
         path = PurePosixPath(picture)
         message = f"its name has no words to make a caption of: rename it, or write a caption into {path.stem}.txt"
         text = caption_from_name(path.stem)
+        if text and is_given(path.stem):
+            folder.given[f"{folder.path}/{picture}"] = text
         return (text,) if text else Problem(file=f"{folder.path}/{picture}", message=message)
 
     return caption
@@ -371,9 +374,15 @@ def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, Texts] | 
     return nfc(PurePosixPath(picture).as_posix()), tuple(map(clean, texts))
 
 
-def _warnings(differing: Sequence[str]) -> list[str]:
-    if not differing:
-        return []
-    count = len(differing)
-    what = "picture occurs" if count == 1 else "pictures occur"
-    return [f"{count} {what} more than once with different captions; the first path's is used ({differing[0]})"]
+def _warnings(differing: Sequence[str], given: Mapping[str, str]) -> Iterator[str]:
+    if differing:
+        what = "picture occurs" if len(differing) == 1 else "pictures occur"
+        yield (
+            f"{len(differing)} {what} more than once with different captions; the first path's is used ({differing[0]})"
+        )
+    for path, text in list(given.items())[:1]:
+        what = "1 picture is" if len(given) == 1 else f"{len(given)} pictures are"
+        yield (
+            f"{what} captioned by a name that a camera or program gave ({path}: {text!r}); "
+            "write captions, or set caption: {from: template, text: …}"
+        )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdbuild.data.captions import clean, without_trigger
+from sdbuild.data.captions import one_line, without_trigger
 from sdbuild.data.listing import relative_to
 from sdbuild.data.records import CaptionRecord, ImageRecord
 from sdbuild.storage.regular import SpecialFileError, read_regular, special_at
@@ -45,7 +45,7 @@ class Fit:
     def of(cls, image: ImageRecord, record: CaptionRecord, dataset: Mapping[str, Any]) -> Fit:
         """Take it from the rows of a picture; `dataset` is its part of the captions step's spec."""
         folder = PurePosixPath(dataset["path"]).as_posix()
-        trigger = clean(dataset.get("trigger") or "")
+        trigger = one_line(dataset.get("trigger") or "")
         bare = [without_trigger(text, trigger) for text in (record.text, *record.others)]
         return cls(
             dataset=folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbuild.families.contract import Component, Words
+from sdbuild.storage.wording import says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +150,16 @@ class ClipText:
 
 
 def expanded(tokenizer: Any, text: str) -> str:
-    """Write out tokens of several vectors: ``<a>`` as ``<a> <a>_1``, where there is ``<a>_1``, as diffusers does."""
+    """Write new words as they were added: whatever their case, and all vectors of those that have several.
+
+    ``<a>`` becomes ``<a> <a>_1``, where there is ``<a>_1``, as diffusers does.
+    """
     added = tokenizer.added_tokens_encoder
-    for token in (token for token in added if f"{token}_1" in added and token in text):
+    known = tokenizer.added_tokens_decoder
+    for token in (token for token, number in added.items() if not known[number].special and says(text, token)):
         rest = takewhile(added.__contains__, (f"{token}_{number}" for number in count(1)))
-        text = text.replace(token, " ".join([token, *rest]))
+        written = " ".join([token, *rest]).replace("\\", r"\\")
+        text = re.sub(rf"{re.escape(token)}(?!_\d)", written, text, flags=re.IGNORECASE)
     return text
 
 

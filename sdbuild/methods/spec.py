@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from sdbuild.recipe.spec import Distinct, Sampler, Seed, Spec, Text
+from sdbuild.recipe.spec import Distinct, Prompt, Sampler, Seed, Spec, Text
+from sdbuild.storage.wording import unescaped
 
 Side = Literal["denoiser", "text"]
 """The networks of a base that methods change: UNet or transformer, and text encoders."""
@@ -30,14 +31,20 @@ Targets = Annotated[
 
 
 class _Prior(Spec):
-    prompt: Text
+    prompt: Prompt
     """Names the class without the rare word, such as `a cat`: what the base is to go on knowing."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Weight of its loss; that of the recipe's own pictures is 1."""
 
     def taught(self) -> dict[str, Any]:
         """What of it training depends on, as JSON."""
-        return self.model_dump(mode="json", by_alias=True, include={"source", "prompt", "weight"})
+        found = self.model_dump(mode="json", by_alias=True, include={"source", "prompt", "weight"})
+        return {**found, "prompt": self.caption}
+
+    @property
+    def caption(self) -> str:
+        """The prompt as a caption has it, in which a backslash before a bracket is not needed."""
+        return unescaped(self.prompt)
 
 
 class ClassPictures(_Prior):

@@ -135,8 +135,8 @@ def file_of(token: Token) -> str:
 
 
 def _refuse_known(tokenizer: Any, tokens: Sequence[Token]) -> None:
-    vocabulary = tokenizer.get_vocab()
-    known = [index for index, each in enumerate(tokens) if any(name in vocabulary for name in _names(each))]
+    vocabulary = {word.lower() for word in tokenizer.get_vocab()}
+    known = [index for index, each in enumerate(tokens) if any(name.lower() in vocabulary for name in _names(each))]
     if known:
         raise RecipeError(
             Problem(

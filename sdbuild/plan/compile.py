@@ -227,7 +227,7 @@ def _steps(name: str, recipe: Mapping[str, Any], base: Base) -> Iterator[Step]:
             {
                 "empty": train["caption_dropout"] > 0,
                 **({"datasets": tags} if any(tags) else {}),
-                **({} if prior is None else {"prior": prior.prompt}),
+                **({} if prior is None else {"prior": prior.caption}),
                 **encoding,
             },
             deps=(Dep(path=captions_file, viewed=True),),

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from sdbuild.recipe.captions import CaptionSpec, Sidecar
 from sdbuild.recipe.places import dataset_folder, overlaps
-from sdbuild.recipe.spec import Distinct, Spec, Text, refuse
+from sdbuild.recipe.spec import Distinct, Phrase, Spec, Text, refuse
 
 Side = Annotated[int, Field(ge=16, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -86,7 +86,7 @@ class Dataset(Spec):
     """Folder of the pictures, relative to the project."""
     caption: CaptionSpec = Field(default_factory=Sidecar)
     """Where captions come from; a sidecar beside a picture always wins."""
-    trigger: str = ""
+    trigger: Phrase = ""
     """Words that go before each caption, so that prompts can ask for what was learned."""
     lines: bool = False
     """Whether each line of a sidecar is a caption of its own, of which one is seen at a time."""

@@ -6,7 +6,6 @@ of its fields are therefore written for users.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
 from sdbuild.recipe.methods import Method
 from sdbuild.recipe.names import group_of
+from sdbuild.recipe.prompting import prompt_doubts
 from sdbuild.recipe.rates import rate_doubts, with_usual_rate
 from sdbuild.recipe.sample import Sample as Sample
 from sdbuild.recipe.spec import Some, Spec, Text
@@ -119,7 +119,7 @@ class Recipe(Spec):
 
     def doubts(self) -> Iterator[str]:
         """Yield what is allowed and hardly meant."""
-        yield from self._prompt_doubts()
+        yield from prompt_doubts(self)
         yield from rate_doubts(self)
         prior = self.method.preserved
         for index, dataset in enumerate(self.datasets if prior else ()):
@@ -133,16 +133,6 @@ class Recipe(Spec):
                     f"method.prior.prompt {prior.prompt!r} shares no word with {named}; "
                     "it names the class that the subject belongs to"
                 )
-
-    def _prompt_doubts(self) -> Iterator[str]:
-        prompts = self.sample.prompts if self.sample else ()
-        for index, dataset in enumerate(self.datasets):
-            if re.search(r"[()\[\]]", dataset.trigger) and any(dataset.trigger in prompt for prompt in prompts):
-                named = f"datasets.{index}.trigger {dataset.trigger!r}"
-                yield f"{named} has brackets, which sample.prompts read as weights; put a backslash before them there"
-        missed = [word for word in self.method.words if not any(word in prompt for prompt in prompts)]
-        if prompts and missed:
-            yield f"sample.prompts never say {', '.join(missed)}; the grid shows nothing of what that has learned"
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON-able data, by the keys that users write, with all defaults visible.

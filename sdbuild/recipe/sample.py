@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from sdbuild.recipe.places import adapter_file, other_recipe
-from sdbuild.recipe.spec import Distinct, Sampler, Seed, Spec, Text
+from sdbuild.recipe.spec import Distinct, Prompt, Sampler, Seed, Spec, Text, Unsaid
 
 
 class OtherAdapter(Spec):
@@ -32,9 +32,9 @@ class OtherAdapter(Spec):
 class Sample(Spec):
     """A grid of pictures: prompts × seeds × strengths of the adapter."""
 
-    prompts: Distinct[Text]
+    prompts: Distinct[Prompt]
     """What is drawn, a row each."""
-    negative: str = ""
+    negative: Unsaid = ""
     """What guidance leads away from."""
     seeds: Distinct[Seed] = (0,)
     """Seeds of the first noise; the same seed is the same noise at every strength."""

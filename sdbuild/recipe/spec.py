@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from sdbuild.recipe.path import FieldPath
+from sdbuild.storage.wording import unescaped, visible
 
 REFUSED = "refused"
 """Error type of our own rules; its context lists (path from the value on, message)."""
@@ -95,6 +96,21 @@ Distinct = Annotated[Some[Item], AfterValidator(_unique)]
 Choice = Annotated[tuple[Item, ...], Field(strict=False), AfterValidator(_unique)]
 """A list, perhaps empty, with no entry twice."""
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _seen(text: str) -> str:
+    kept = visible(text)
+    if text.strip() and not kept.strip():
+        raise refuse("holds nothing that can be seen; write words")
+    return kept
+
+
+Prompt = Annotated[Text, AfterValidator(_seen)]
+"""Words for a text encoder, without what nobody sees."""
+Unsaid = Annotated[str, AfterValidator(_seen)]
+"""The same, perhaps none."""
+Phrase = Annotated[Unsaid, AfterValidator(unescaped)]
+"""The same where no brackets are weights, so that one behind a backslash is meant as it is."""
 Sampler = Literal["ddim", "ddpm", "euler", "euler-a", "dpm++"]
 """What draws pictures, by the name that people know."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

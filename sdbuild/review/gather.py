@@ -20,8 +20,8 @@ from sdbuild.data.captions import (
     Open,
     Texts,
     caption_records,
-    clean,
     hand_written,
+    one_line,
     with_trigger,
     without_trigger,
 )
@@ -207,7 +207,7 @@ def _entries(
     path = PurePosixPath(data["path"]).as_posix()
     dataset = Dataset(
         path=path,
-        trigger=clean(data.get("trigger") or ""),
+        trigger=one_line(data.get("trigger") or ""),
         lines=data.get("lines", False),
         sidecars=Sidecars(scan(project.root / path).sidecars),
     )

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from sdbuild.data.captions import Texts, clean, hand_written
+from sdbuild.data.captions import Texts, hand_written
 from sdbuild.data.handwritten import Fits
 from sdbuild.data.listing import Sidecars, nfc, scan
 from sdbuild.data.textfiles import is_encodable
 from sdbuild.errors import DataError, Problem
 from sdbuild.review.gather import HAND, Entry, Material, stamp_of
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.wording import clean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ def class_pictures(method: MethodSpec, latents: Path) -> Sequence[Example]:
     prior = method.preserved
     if not isinstance(prior, ClassPictures):
         return []
-    drawn = read_class_examples(latents, prompt=prior.prompt, weight=prior.weight)
+    drawn = read_class_examples(latents, prompt=prior.caption, weight=prior.weight)
     if not drawn:
         raise StepError("there are no latents of class pictures; build the latents step again")
     return drawn

@@ -32,6 +32,7 @@ from sdbuild.steps.prediction import outline
 from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
 from sdbuild.steps.shortage import memory_told
+from sdbuild.storage.wording import says
 from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.along import Along
 from sdbuild.training.compiling import compile_networks
@@ -199,7 +200,7 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs, method: MethodSpec) -> Da
 def _need_words(words: Sequence[str], data: Data) -> None:
     """Make sure that captions say the words that are to be learned."""
     texts = {text for example in data.examples for text in example.texts}
-    absent = [word for word in words if not any(word in text for text in texts)]
+    absent = [word for word in words if not any(says(text, word) for text in texts)]
     if absent:
         raise RecipeError(
             Problem(field="method.tokens", message=f"no caption says {word!r}; write it there, e.g. as a trigger")

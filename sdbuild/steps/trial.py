@@ -138,7 +138,7 @@ def _inputs(spec: Mapping[str, Any], base: Path, largest: Largest, folder: Path)
 
     texts = None
     if "text" not in method.sides:
-        said_of = [record.text for record in records] + ([] if method.preserved is None else [method.preserved.prompt])
+        said_of = [record.text for record in records] + ([] if method.preserved is None else [method.preserved.caption])
         texts = write("text", captions.item, [{"text": text} for text in said_of])
     rows: list[dict[str, Any]] = [{"digest": record.digest, "flip": False} for record in records]
     if isinstance(method.preserved, ClassPictures):

@@ -13,11 +13,11 @@ import pytest
 from sdbuild.data.captions import (
     CAPTIONERS,
     Captions,
-    caption_from_name,
     caption_records,
     template_problem,
     with_trigger,
 )
+from sdbuild.data.filenames import caption_from_name, is_given
 from sdbuild.data.records import ImageRecord
 from tests.data.files import write
 
@@ -75,7 +75,9 @@ def test_a_sidecar_always_wins(tmp_path: Path, source: str) -> None:
 
 def test_a_missing_caption(tmp_path: Path) -> None:
     message = problem(run(tmp_path, "a.b.png"))
-    assert message.startswith(f"{FOLDER}/a.b.png: no caption: write one into a.b.txt beside it, or set caption")
+    assert message.startswith(
+        f"{FOLDER}/a.b.png: no caption: write one into a .txt file of its name beside it, or set caption"
+    )
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
@@ -297,3 +299,47 @@ def test_a_dataset_that_is_gone(tmp_path: Path) -> None:
     spec = {"datasets": [{"path": FOLDER, "caption": {"from": "sidecar"}, "trigger": ""}]}
     captions = caption_records([image("a.png")], spec, tmp_path)
     assert problem(captions) == f"{FOLDER}: this folder cannot be listed (No such file or directory)"
+
+
+def test_captions_of_every_origin_are_cleaned_alike(tmp_path: Path) -> None:
+    odd, wanted = "a\u200b \\(toy\\) c\u00adat", "a (toy) cat"
+    line = json.dumps({"file_name": "d.png", "text": odd})
+    files = {"a.txt": odd, "c.txt": "\ufeff" + odd, "metadata.jsonl": line}
+    assert texts(run(tmp_path, "a.png", "c.png", files=files)) == {"a.png": wanted, "c.png": wanted}
+    assert texts(run(tmp_path, "d.png", **{"from": "jsonl", "file": "metadata.jsonl"})) == {"d.png": wanted}
+    assert texts(run(tmp_path, "x.png", **{"from": "template", "text": odd})) == {"x.png": wanted}
+    assert texts(run(tmp_path, "a\u200b cat.png", **{"from": "filename"})) == {"a\u200b cat.png": "a cat"}
+    assert "this caption is empty" in problem(run(tmp_path, "e.png", files={"e.txt": "\u200b\u2800"}))
+
+
+def test_names_that_cameras_and_programs_give() -> None:
+    for name in (
+        *("IMG_2041", "DSC_0001", "DSC04512", "_DSC0012", "P1010023", "PXL_20230101_123456789", "20230101_123456"),
+        *("Screenshot 2024-01-01 at 10.00.00", "WhatsApp Image 2023-01-01 at 10.00.00", "0001", "deadbeefcafe0123"),
+        *("f47ac10b-58cc-4372-a567-0e02b2c3d479", "IMG-20230101-WA0001", "image (3)", "ComfyUI_00012_", "DJI_0042"),
+        *("GOPR0123", "photo_5", "a1b2c3d4e5f6"),
+    ):
+        assert is_given(name), name
+    for name in (
+        "red_fox-01",
+        "cat1",
+        "3d render of a cat",
+        "猫",
+        "кот_1",
+        "sks_01",
+        "IMG_2041 my cat",
+        "ox 2",
+        "image of a dog",
+    ):
+        assert not is_given(name), name
+
+
+def test_captions_from_names_that_nobody_chose_are_told(tmp_path: Path) -> None:
+    found = run(tmp_path, "IMG_1.jpg", "DSC_2.jpg", "cat.jpg", **{"from": "filename"})
+    (said,) = found.warnings
+    assert said.startswith("2 pictures are captioned by a name that a camera or program gave (")
+    assert "'IMG'" in said
+    missing = run(tmp_path, "IMG_1.jpg", "red_fox.jpg").problems
+    assert "{from: filename}" not in str(missing[0])
+    assert "{from: template, text: …}" in str(missing[0])
+    assert "{from: filename}" in str(missing[1])

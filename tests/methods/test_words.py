@@ -16,6 +16,7 @@ from torch import Tensor
 from sdbuild import families, methods
 from sdbuild.errors import RecipeError, StepError
 from sdbuild.families.contract import Family
+from sdbuild.families.text import expanded
 from sdbuild.methods.contract import Adapter, Networks, Pickled, Staged
 from sdbuild.methods.tokens import Rows
 from sdbuild.recipe.methods import method_of
@@ -328,6 +329,21 @@ def test_known_words_are_refused(family: Family) -> None:
     known = min(word for word in vocabulary if word.isalpha())
     with pytest.raises(RecipeError, match="tokenizer knows"):
         Bench(family, {"kind": "textual_inversion", "tokens": [{"token": known, "start": "cat"}]})
+
+
+def test_a_word_is_the_same_in_capitals_for_every_encoder(family: Family) -> None:
+    """All vectors of a word are used whatever its case, also by tokenizers that tell capitals apart."""
+    section = {"kind": "textual_inversion", "tokens": [{"token": "<Toy>", "vectors": 3, "start": "cat"}]}
+    text = Bench(family, section).text
+    for tokenizer, _ in text.readers.values():
+        wanted = tokenizer.convert_tokens_to_ids(["<Toy>", "<Toy>_1", "<Toy>_2"])
+        for said in ("a <Toy> cat", "a <toy> cat", "a <TOY> cat"):
+            ids = tokenizer(expanded(tokenizer, said), add_special_tokens=False).input_ids
+            assert [each for each in ids if each in wanted] == wanted
+        ids = tokenizer(expanded(tokenizer, "<toy>_1"), add_special_tokens=False).input_ids
+        assert [each for each in ids if each in wanted] == wanted[1:2], "one vector by its own name"
+        special = tokenizer.eos_token
+        assert expanded(tokenizer, special.upper()) == special.upper()
 
 
 def test_resumed_training_gives_the_same_bytes(family: Family, section: dict[str, Any]) -> None:

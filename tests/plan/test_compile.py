@@ -127,7 +127,7 @@ def test_settings_of_later_versions_are_no_parameters_until_they_are_set(tmp_pat
     found = {kind: step.spec for kind, step in steps(tmp_path).items()}
     dataset = {"path": "datasets/cats"}
     assert found["images"] == {
-        "version": 1,
+        "version": 2,
         "datasets": [{**dataset, "holdout": 1}],
         "resolution": 32,
         "buckets": {"step": 8, "max_aspect": 2.0},

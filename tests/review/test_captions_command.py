@@ -45,7 +45,7 @@ def test_the_table_says_what_is_worth_a_look(cats: Cats) -> None:
     assert rows["0000.png"]["origin"] is None
     table = cats.captions("cat")
     assert "by hand" in table
-    assert "no caption: write one into 0000.txt beside it" in " ".join(table.split())
+    assert "no caption: write one into a .txt file of its name beside it" in " ".join(table.split())
     assert "5 pictures, 4 captioned by hand; 1 without a caption; 1 with a caption that is too long" in table
     assert "0003.png" not in cats.captions("cat", "--problems")
 

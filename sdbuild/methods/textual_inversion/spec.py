@@ -10,9 +10,12 @@ from pydantic import AfterValidator, Field
 
 from sdbuild.methods.spec import WORDS, MethodSpec, Rated, Side, Usual
 from sdbuild.recipe.spec import Some, Spec, Text, refuse
+from sdbuild.storage.wording import says, visible
 
 
 def _token(word: str) -> str:
+    if visible(word) != word:
+        raise refuse(f"{word!r} holds characters that nobody sees; write {visible(word)!r}")
     if not re.fullmatch(r"\S+", word) or not re.search(r"[^\W_]", word):
         raise refuse(f"{word!r} must be one word with letters or digits, such as '<toy>'")
     if re.search(r"[()\[\]\\]", word):
@@ -64,10 +67,16 @@ class Tokens(MethodSpec):
     def rules(self) -> Iterator[tuple[str, str]]:
         """No token is a part of another, which would hide it."""
         for index, token in enumerate(self.words):
-            for other in (*self.words[:index], *self.words[index + 1 :]):
-                if token in other:
+            earlier = self.words[:index]
+            same = next((other for other in earlier if token.lower() == other.lower()), None)
+            if same is not None:
+                message = f"{token!r} is {same!r} again, as capitals and small letters read alike; rename one"
+                yield f"tokens.{index}.token", message
+                continue
+            for other in self.words:
+                if token.lower() != other.lower() and says(other, token):
                     yield f"tokens.{index}.token", f"{token!r} is in {other!r}, where it would be read too; rename one"
-            if self.tokens[index].letters in [each.letters for each in self.tokens[:index]]:
+            if self.tokens[index].letters.lower() in [each.letters.lower() for each in self.tokens[:index]]:
                 yield f"tokens.{index}.token", f"{token!r} has the letters of another, which name its file; rename one"
 
 
