@@ -200,12 +200,9 @@ def read_data(spec: Mapping[str, Any], inputs: Inputs, method: MethodSpec) -> Da
 def _need_words(words: Sequence[str], data: Data) -> None:
     """Make sure that captions say the words that are to be learned."""
     texts = {text for example in data.examples for text in example.texts}
-    absent = [word for word in words if not any(says(text, word) for text in texts)]
-    if absent:
-        raise RecipeError(
-            Problem(field="method.tokens", message=f"no caption says {word!r}; write it there, e.g. as a trigger")
-            for word in absent
-        )
+    if absent := [word for word in words if not any(says(text, word) for text in texts)]:
+        message = "no caption says {!r}; write it there, e.g. as a trigger"
+        raise RecipeError(Problem(field="method.tokens", message=message.format(word)) for word in absent)
 
 
 def _conditions(model: Model, data: Data, inputs: Inputs, settings: Train, device: torch.device) -> Stored | Encoded:
