@@ -90,10 +90,11 @@ def _parsed(project: Project, path: str) -> Any:
     except OSError as error:
         raise wrong(f"cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
+        before, conflict, _ = text.partition("<<<<<<<")
+        if conflict:
+            raise wrong("a merge left conflict marks", before.count("\n") + 1) from None
         mark = getattr(error, "problem_mark", None)
-        marked = "<<<<<<<" in text
-        reason = "a merge left conflict marks" if marked else "is damaged: it cannot be read as YAML"
-        raise wrong(reason, None if mark is None else mark.line + 1) from None
+        raise wrong("is damaged: it cannot be read as YAML", None if mark is None else mark.line + 1) from None
     if not isinstance(content, dict) or not isinstance(content.get("outs"), list):
         raise wrong("is damaged: it does not say what is kept")
     return content
