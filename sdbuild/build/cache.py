@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -24,6 +23,7 @@ from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
+from sdbuild.storage.aside import set_aside
 from sdbuild.storage.atomic import write_atomic
 from sdbuild.storage.inside import is_md5, read_list
 from sdbuild.storage.memory import recall, remember
@@ -102,7 +102,7 @@ class LocalCache:
                 path = self.path(each)
                 if os.path.lexists(path) and not path.is_file():
                     if path.is_dir() and not path.is_symlink():
-                        path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside"))
+                        set_aside(path, "aside")
                     else:
                         path.unlink()
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdbuild.storage.regular import read_regular
+
 _NAME = ".dvcignore"
 
 
@@ -35,7 +37,7 @@ class Ignored:
         if folder not in self._rules:
             self._rules[folder] = None
             try:
-                lines = (self._root / folder / _NAME).read_text(encoding="utf-8").splitlines()
+                lines = read_regular(self._root / folder / _NAME).decode().splitlines()
             except (OSError, UnicodeDecodeError):
                 return None
             patterns = [line for line in lines if line.strip() and not line.startswith("#")]

@@ -131,7 +131,7 @@ def try_damage(built: Path, path: str, way: Callable[[Path, random.Random], None
             return f"{command} ended with {code} and said nothing"
     if written(work.root) != users:
         return "the user's files were changed"
-    theirs = way is make_folder and not path.startswith((".sdbuild/", "build/"))
+    theirs = way is make_folder and not path.startswith(".sdbuild/")
     if theirs and not any(work.root.rglob("kept.txt")):
         return "the folder in its place is gone with what was in it"
     if code == 0 and not is_users(path) and outcome(work.root) != expected:
