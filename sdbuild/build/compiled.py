@@ -122,7 +122,7 @@ class Compiled:
             return asked
         try:
             known = Base.of(json.loads((self._project.root / f"build/{name}/recipe.json").read_bytes())["base"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return asked
         if (known.model, known.revision) == (asked.model, asked.revision):
             asked = replace(asked, commit=known.commit)

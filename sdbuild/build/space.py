@@ -85,7 +85,10 @@ def collect_garbage(
                 raise StepError(f"{each.path} could not be deleted: {error.strerror}; the cache is whole") from error
     for line in _kept_words(kept, states):
         console.say(line)
-    return _tell(console, garbage, deleted=delete)
+    freed = _tell(console, garbage, deleted=delete)
+    for name in _left_by_recipes(project):
+        console.say(f"build/{name} is left of a recipe that there is no more; delete the folder if nobody needs it")
+    return freed
 
 
 def find_garbage(project: Project, cache: LocalCache, named: Collection[str], *, items: bool) -> Iterator[Garbage]:
@@ -195,6 +198,17 @@ def _left_by_steps(project: Project) -> Iterator[Garbage]:
                 inside = [path, *path.rglob("*")] if path.is_dir() else [path]
                 size = sum(each.lstat().st_size for each in inside if not each.is_dir())
                 yield Garbage(path=path, size=size, what=".sdbuild, steps that are gone", remove=_remove_all)
+
+
+def _left_by_recipes(project: Project) -> list[str]:
+    """Folders of outs whose recipe is gone; adapters may be in use, so they are told and never deleted."""
+    try:
+        names = {recipe.name for recipe in load_project(project.root)}
+        return sorted(
+            path.name for path in (project.root / "build").iterdir() if path.is_dir() and path.name not in names
+        )
+    except (RecipeError, OSError):
+        return []
 
 
 def _remove_all(path: Path) -> None:

@@ -183,12 +183,12 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
         check_whole(project)
         recipes = load_project(project.root)
         _engine = Engine(project, recipes, console)
+        if not recipes:
+            _engine.prepare()  # no task will
     except (SdbuildError, OSError) as error:
         told = error if isinstance(error, SdbuildError) else of_system(error)
         console.error(str(told))
         raise SystemExit(told.exit_code) from None
-    if not _engine.steps:
-        _engine.prepare()  # no task will
     atexit.register(_engine.close)
     sys.excepthook = _without_traceback
     groups = {recipe.group for recipe in recipes}

@@ -31,7 +31,7 @@ def may_be_replaced(project: Project, path: str) -> bool:
     except OSError:
         return False
     try:
-        return _memory(project, path).read_text() == _blob(content) or _in_git(project, content)
+        return _memory(project, path).read_bytes() == _blob(content).encode() or _in_git(project, content)
     except OSError:  # it was written before this was remembered, or `.sdbuild` was deleted
         return _looks_compiled(target, content) or _in_git(project, content)
 
