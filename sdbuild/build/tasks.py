@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -138,8 +139,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
                 _finish_undisturbed()
             for line in summary(_engine, failed=stopped or bool(self.failures)):
                 _engine.console.say(line)
-            if not stopped:
-                for word in _engine.outdated():
+            with contextlib.suppress(SdbuildError, OSError):  # what is damaged was told
+                for word in () if stopped else _engine.outdated():
                     _engine.console.warn(word)
             _engine.close()
         for message in self.runtime_errors:

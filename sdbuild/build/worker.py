@@ -30,7 +30,7 @@ from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.build.versions import Versions
 from sdbuild.build.written import note
-from sdbuild.errors import DataError, StepError, UsageError, disk_full
+from sdbuild.errors import DataError, StepError, UsageError, disk_full, of_system
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
@@ -269,7 +269,9 @@ def _told(project: Project, name: str, log: Path, error: Exception) -> str:
     if isinstance(error, OSError) and disk_full(error):
         return f"{name}: {_no_room(project, error)}"
     where = log.relative_to(project.root)
-    return f"{name} failed: {type(error).__name__}: {_first_line(error)}; the whole story is in {where}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{name}: {of_system(error)} (full log: {where})"
+    return f"{name} failed: {type(error).__name__}: {_first_line(error)}; full log: {where}"
 
 
 def _no_room(project: Project, error: OSError) -> str:

@@ -94,7 +94,7 @@ class Along:
     def prepare(self) -> None:
         """Throw away what another training left."""
         mark = self.folder / IDENTITY
-        if not mark.exists() or mark.read_text() != self.identity:
+        if not mark.is_file() or mark.read_bytes() != self.identity.encode():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def whole(self, step: int) -> bool:
@@ -104,7 +104,7 @@ class Along:
     def thin(self, step: int) -> None:
         """Drop what no training that goes on after so many steps, or later, keeps."""
         wanted = kept_steps(step, self.every, self.most)
-        for folder in self.folder.glob("step-*"):
+        for folder in self.folder.glob("step-*[0-9]"):
             number = int(folder.name.removeprefix("step-"))
             if number <= step and number not in wanted:
                 shutil.rmtree(folder, ignore_errors=True)

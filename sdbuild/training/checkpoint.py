@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sdbuild.errors import StepError, disk_full
+from sdbuild.storage.atomic import remove
 from sdbuild.training.tensorfile import content_digest, write_tensors
 
 FORMAT = 2
@@ -94,7 +96,7 @@ class Checkpoints:
         }
         path = self.folder / f"step-{snapshot.step:09d}.safetensors"
         try:
-            write_tensors(path, snapshot.tensors, {"sdbuild": json.dumps(header)})
+            write_tensors(path, snapshot.tensors, {"sdbuild": json.dumps({**header, "check": _check(header)})})
         except OSError as error:
             if not disk_full(error):
                 raise
@@ -118,6 +120,9 @@ class Checkpoints:
         for path in self._paths():
             try:
                 header, tensors = _read(path)
+                check = header.pop("check", None)  # of the tensors there is a digest; older ones have none of the rest
+                if check not in (None, _check(header)):
+                    raise ValueError("its header is damaged")
                 if header["format"] == FORMAT and header["identity"] != self.identity:
                     path.unlink()
                     continue
@@ -130,9 +135,9 @@ class Checkpoints:
                 else:
                     self.saved = header["step"]
                     return Snapshot(step=header["step"], tensors=tensors, values=header["values"])
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
                 self._tell_damaged(path)
-            path.unlink(missing_ok=True)
+            remove(path)
         return None
 
     def _tell_damaged(self, path: Path) -> None:
@@ -144,11 +149,16 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+        return sorted(self.folder.glob(f"step-{'[0-9]' * 9}.safetensors"), reverse=True)
 
 
 def _mebibytes(snapshot: Snapshot) -> int:
     return -(-sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values()) // (1 << 20))
+
+
+def _check(header: Mapping[str, Any]) -> int:
+    """Checksum of what a checkpoint says beside its tensors."""
+    return zlib.crc32(json.dumps(json.loads(json.dumps(header)), sort_keys=True).encode())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
