@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbuild.families.contract import Component, KeyMap
-from sdbuild.methods.lora.adapter import DIFFUSERS_FILE, named
+from sdbuild.methods.lora.files import DIFFUSERS_FILE, named
 from sdbuild.methods.spec import UNREAD
 
 

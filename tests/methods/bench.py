@@ -42,6 +42,7 @@ GLORA = {"kind": "glora", "rank": 3, "alpha": 2.0}
 OFT = {"kind": "oft"}
 IA3 = {"kind": "ia3"}
 EACH_TIMESTEP = {"test_merged_equals_unmerged": "ranks depend on the timestep, so no one weight is the merged one"}
+START_TOO = {"test_names_are_sorted_and_weights_are_float32": "a state holds the start too, which is subtracted"}
 ROWS: dict[str, Row] = {
     "lora": Row(LORA, ALL),
     "dreambooth_lora": Row(LORA | {"kind": "dreambooth_lora"}, BOTH),
@@ -64,6 +65,14 @@ ROWS: dict[str, Row] = {
     ),
     "lora orthogonal": Row(LORA | {"orthogonal": True}),
     "lora timesteps": Row(LORA | {"timestep_ranks": {"least": 0.25}, "orthogonal": True}, ALL, EACH_TIMESTEP),
+    "lora both orthogonal": Row(
+        LORA | {"orthogonal": "both", "targets": CONVOLUTIONS, "rank_stabilised": True}, exempt=START_TOO
+    ),
+    "t-lora timesteps": Row(
+        LORA | {"timestep_ranks": {"least": 0.25}, "orthogonal": "both", "text_encoder": True},
+        ALL,
+        EACH_TIMESTEP | START_TOO,
+    ),
     "dora": Row(DORA | {"text_encoder": True}, ALL),
     "dora convolutions": Row(DORA | {"targets": CONVOLUTIONS}),
     "dora all-linear": Row(DORA | {"targets": "all-linear", "text_encoder": True}, TWO_ENCODERS),

@@ -231,5 +231,6 @@ def test_what_does_not_go_with_a_base_is_told(root: Path, tmp_path: Path) -> Non
         *(Other(name=name, strength=1.0, file=tmp_path / name) for name in ("junk.safetensors", "words.safetensors")),
         Other(name="xl.safetensors", strength=1.0, file=tmp_path / "wide/tiny.safetensors"),
     ):
-        with pytest.raises(DataError, match=re.escape(f"sample.adapters[1]: {other.name} {remedy}")):
+        said = ": is no safetensors file, or its start is damaged" if "junk" in other.name else f" {remedy}"
+        with pytest.raises(DataError, match=re.escape(f"sample.adapters[1]: {other.name}{said}")):
             Drawn(own, tmp_path / "own", [Other(name="a", strength=1.0, file=tmp_path / "own/tiny.safetensors"), other])

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdbuild.errors import DataError, RecipeError
+from sdbuild.errors import DataError, RecipeError, StepError
 from sdbuild.families.contract import Family
-from sdbuild.methods.lora.adapter import DIFFUSERS_FILE
+from sdbuild.methods.lora.files import DIFFUSERS_FILE
+from sdbuild.methods.lora.ortho import OrthoLayer, smallest_values
 from sdbuild.methods.lora.ranks import ranks_at
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Recipe
@@ -44,6 +45,8 @@ PLAIN = [
     for name, row in ROWS.items()
     if row.method["kind"] == "lora" and "timesteps" not in name and row.method.get("dora_axis") != "input"
 ]
+BOTH = [name for name in PLAIN if "both" in name]
+"""Files with twice the ranks that recipes say."""
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if "dora" not in name])
@@ -55,7 +58,7 @@ def test_kohyas_file_and_diffusers_file_hold_the_same(name: str, family: Family)
     state, alphas = family.key_map.from_kohya(files["tiny.safetensors"])
     diffusers = files[DIFFUSERS_FILE]
     assert state.keys() == diffusers.keys()
-    if "parts" not in ROWS[name].method:
+    if "parts" not in ROWS[name].method and name not in BOTH:
         assert set(alphas.values()) == {ROWS[name].method["alpha"]}
     for key, tensor in state.items():
         module, _, factor = key.rpartition(".lora_")
@@ -84,7 +87,7 @@ def test_diffusers_reads_the_file_and_predicts_the_same(
     words = ("unexpected keys", "missing keys", "No LoRA keys associated to UNet")
     assert not [record for record in caplog.records if any(word in record.getMessage() for word in words)]
     loaded = sum("lora_" in name for module in (pipeline.unet, pipeline.text_encoder) for name in module.state_dict())
-    assert loaded == len(bench.adapter.state())
+    assert loaded == len([key for key in bench.adapter.state() if key.endswith(".weight")])
     expected = bench.predict()
     bench.denoiser = type(bench.denoiser)(pipeline.unet)  # type: ignore[call-arg]
     bench.text = family.text_of(pipeline)
@@ -162,6 +165,44 @@ def test_a_start_with_orthogonal_rows(family: Family) -> None:
             assert torch.allclose(rows @ rows.T, torch.eye(len(rows)) / 3, atol=1e-6)
 
 
+def test_t_lora_is_that_of_its_repository(family: Family) -> None:
+    """B diag(λ) M A less the same of the start, from orthogonal vectors and small values; twice the ranks in files."""
+    section = LORA | {"timestep_ranks": {"least": 0.25}, "orthogonal": "both", "targets": ["to_q", "conv1"]}
+    bench = Bench(family, section)
+    state = bench.adapter.state()
+    for name, tensor in state.items():
+        if name.endswith(("lora_A.weight", "lora_B.weight")):
+            vectors = tensor.flatten(1) if "lora_A" in name else tensor.flatten(1).T
+            assert torch.allclose(vectors @ vectors.T, torch.eye(4), atol=1e-5)
+    with pytest.raises(StepError, match="ranks depend on the timestep cannot be merged"):
+        bench.adapter.merge()
+    bench.train(3)
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = bench.modules["unet"].get_submodule(path)
+    assert isinstance(layer, OrthoLayer)
+    width = len(layer.weight)
+    assert torch.allclose(layer.values_start, smallest_values(width, width, 4))
+    assert torch.allclose(smallest_values(40, 40, 40)[0] * 40, torch.tensor(2 * 40**0.5), rtol=0.1)  # the largest
+    x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
+    act = ranks_at(TIMESTEPS, 4, 0.25, 1.0)
+    mask = (torch.arange(4) < act[:, None]).float()[:, None]
+    terms = [
+        (x @ first.T * values * mask) @ second.T
+        for first, values, second in (
+            (layer.first, layer.values, layer.second),
+            (layer.first_start, layer.values_start, layer.second_start),
+        )
+    ]
+    found = layer(x) - layer.base_layer(x)
+    assert torch.allclose(found, 0.5 * (terms[0] - terms[1]), atol=1e-6)  # alpha / rank
+    assert not torch.allclose(found, torch.zeros(()), atol=1e-4)
+    file = bench.adapter.export(family.key_map, "tiny")["tiny.safetensors"]
+    name = family.key_map.kohya("unet", path)
+    assert (len(file[f"{name}.lora_down.weight"]), float(file[f"{name}.alpha"])) == (8, 4.0)
+    with pytest.raises(RecipeError, match=r"method.rank: is 300, but .* has \d+ orthogonal vectors; lower it there"):
+        Bench(family, section | {"rank": 300})
+
+
 @pytest.mark.parametrize("axis", ["input", "output"])
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_adapters_of_several_kinds_in_one_pipeline(axis: str, family: Family, tmp_path: Path) -> None:
@@ -201,6 +242,7 @@ def test_adapters_of_several_kinds_in_one_pipeline(axis: str, family: Family, tm
     [
         ({"kind": "lora", "dora": True, "rank_dropout": 0.1}, "rank_dropout", "does not go with dora: true"),
         ({"kind": "lora", "dora": True, "timestep_ranks": {}}, "timestep_ranks", "does not go with dora: true"),
+        ({"kind": "lora", "dora": True, "orthogonal": "both"}, "orthogonal", "both does not go with dora: true"),
         ({"kind": "lora", "dora_axis": "input"}, "dora_axis", "does nothing without dora: true"),
         ({"kind": "lora", "dora": True, "dora_axis": None}, "dora_axis", "is empty; write input or output"),
         ({"kind": "lokr", "full": True, "decompose_both": True}, "decompose_both", "does not go with full: true"),

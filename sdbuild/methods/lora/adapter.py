@@ -26,7 +26,9 @@ from sdbuild.methods.contract import Networks, Strength
 from sdbuild.methods.layered import LayeredAdapter, Place, check_mergeable, file_of
 from sdbuild.methods.layers import sizes, wrapped
 from sdbuild.methods.lora.dora import DoraAdapter, DoraLayer, first_factor
-from sdbuild.methods.lora.ranks import Gate, gates
+from sdbuild.methods.lora.files import DIFFUSERS_FILE, named
+from sdbuild.methods.lora.ortho import OrthoAdapter, OrthoLayer
+from sdbuild.methods.lora.ranks import UNMERGED, Gate, gated, gates
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.pipeline import load_lora
 from sdbuild.methods.spec import Size
@@ -34,7 +36,6 @@ from sdbuild.methods.targets import select
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 FIRST, SECOND, LENGTHS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
 """Diffusers' names of the factors, and of DoRA's lengths."""
 
@@ -132,9 +133,7 @@ class LoraAdapter(LayeredAdapter[Any]):
             StepError: the base is quantised, or there is no one product, but one at each timestep.
         """
         if self._spec.timestep_ranks:
-            raise StepError(
-                "an adapter whose ranks depend on the timestep cannot be merged; train without timestep_ranks"
-            )
+            raise StepError(UNMERGED)
         check_mergeable(layer.get_base_layer().weight for layer in self.layers.values())
         for layer in self.layers.values():
             weight = layer.get_base_layer().weight
@@ -147,10 +146,12 @@ class LoraAdapter(LayeredAdapter[Any]):
 class LoraMethod:
     """Injects LoRA layers."""
 
-    def inject(self, base: Networks, spec: Lora, *, seed: int) -> LoraAdapter | DoraAdapter:
+    def inject(self, base: Networks, spec: Lora, *, seed: int) -> LoraAdapter | DoraAdapter | OrthoAdapter:
         """Wrap all targets, in float32 whatever the base's type."""
         if spec.dora_axis == "input":
             return DoraAdapter(wrapped(DoraLayer, base, spec, seed), spec)
+        if spec.orthogonal == "both":
+            return OrthoAdapter(gated(wrapped(OrthoLayer, base, spec, seed), spec, base.modules), spec)
         return self._inject(base, spec, seed)
 
     def _inject(self, base: Networks, spec: Lora, seed: int) -> LoraAdapter:
@@ -206,7 +207,7 @@ class LoraMethod:
 def _start(layer: Any, chance: torch.Generator, spec: Lora) -> None:
     """Draw A, and set B to zero."""
     down, up = layer.lora_A[ADAPTER].float(), layer.lora_B[ADAPTER].float()
-    down.weight.copy_(first_factor(down.weight.shape, chance, orthogonal=spec.orthogonal))
+    down.weight.copy_(first_factor(down.weight.shape, chance, orthogonal=bool(spec.orthogonal)))
     up.weight.zero_()
     if spec.dora:
         lengths = layer.lora_magnitude_vector[ADAPTER]
@@ -231,13 +232,6 @@ def _loaded(modules: Mapping[Any, nn.Module], name: str) -> dict[Place, Any]:
         for path, layer in network.named_modules()
         if isinstance(layer, LoraLayer) and name in layer.lora_A
     }
-
-
-def named(place: Place, key_map: KeyMap) -> str:
-    """Component and path as files have them, text encoders with the part that recent transformers leave out."""
-    component, path = key_map.path(key_map.kohya(*place))
-    assert component == place[0]
-    return f"{component}.{path}"
 
 
 def _summary(spec: Lora) -> dict[str, str]:

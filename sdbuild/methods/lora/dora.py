@@ -41,7 +41,7 @@ class DoraLayer(Layer):
         self.first: Parameter
         self.second: Parameter
         self.wanted: Parameter
-        self.orthogonal = spec.orthogonal
+        self.orthogonal = bool(spec.orthogonal)
 
     def start(self, chance: torch.Generator) -> None:
         """Draw the first factor as for a LoRA, and let the lengths be the base's."""

@@ -14,6 +14,7 @@ from sdbuild.methods.lora.spec import Lora, TimestepRanks
 
 LAST = 1000
 """Timesteps of all families: UNets count them, and SD3's transformer is told noise in thousandths."""
+UNMERGED = "an adapter whose ranks depend on the timestep cannot be merged; train without timestep_ranks"
 
 
 def ranks_at(timesteps: Tensor, rank: int, least: float, power: float) -> Tensor:
@@ -41,8 +42,10 @@ class Clock:
 class Gate:
     """Lets some ranks of one layer through: what comes out of its first factor, [B, …, rank] or [B, rank, h, w]."""
 
-    def __init__(self, spec: Lora, clock: Clock | None) -> None:
+    def __init__(self, spec: Lora, clock: Clock | None, *, each: int = 1) -> None:
+        """Let ranks through by a spec; `each` of those in a file, side by side, are one of the training."""
         self.training = False
+        self._each = each
         self._rank_dropout = spec.rank_dropout
         self._module_dropout = spec.module_dropout
         self._falling: TimestepRanks | None = spec.timestep_ranks
@@ -54,13 +57,19 @@ class Gate:
 
     def __call__(self, ranks: Tensor) -> Tensor:
         """Return them, those that do not act set to zero."""
+        mask = self.shaped(ranks)
+        return ranks if mask is None else ranks * mask
+
+    def shaped(self, ranks: Tensor) -> Tensor | None:
+        """Return what to multiply them with; None where all act."""
         axis = 1 if ranks.dim() == 4 else -1
-        mask = self._mask(len(ranks), ranks.shape[axis], ranks.device)
+        mask = self._mask(len(ranks), ranks.shape[axis] // self._each, ranks.device)
         if mask is None:
-            return ranks
+            return None
+        mask = mask.repeat_interleave(self._each, dim=1)
         shape = [1] * ranks.dim()
         shape[0], shape[axis] = mask.shape
-        return ranks * mask.to(ranks.dtype).view(shape)
+        return mask.to(ranks.dtype).view(shape)
 
     def _mask(self, pictures: int, rank: int, device: torch.device) -> Tensor | None:
         """Which ranks act, [B or 1, rank]."""
@@ -79,16 +88,33 @@ class Gate:
 
 def gates(layers: Mapping[tuple[Any, str], Any], spec: Lora, modules: Mapping[Any, nn.Module], name: str) -> list[Gate]:
     """Put a gate into each layer of the adapter `name`, where the spec needs any; text encoders know no timesteps."""
-    if not (spec.timestep_ranks or spec.rank_dropout or spec.module_dropout):
+    if not _needed(spec):
         return []
+    clocks = _clocks(spec, modules)
+    made = []
+    for (component, _), layer in layers.items():
+        gate = Gate(spec, clocks.get(component), each=2 if spec.orthogonal == "both" else 1)
+        gate.watch(layer.lora_A[name])
+        made.append(gate)
+    return made
+
+
+def gated(layers: Mapping[tuple[Any, str], Any], spec: Lora, modules: Mapping[Any, nn.Module]) -> Mapping[Any, Any]:
+    """Give layers that ask gates themselves one each, where the spec needs any; return them."""
+    clocks = _clocks(spec, modules) if _needed(spec) else {}
+    for (component, _), layer in layers.items():
+        layer.gate = Gate(spec, clocks.get(component)) if _needed(spec) else None
+    return layers
+
+
+def _needed(spec: Lora) -> bool:
+    return bool(spec.timestep_ranks or spec.rank_dropout or spec.module_dropout)
+
+
+def _clocks(spec: Lora, modules: Mapping[Any, nn.Module]) -> dict[Any, Clock]:
     clocks: dict[Any, Clock] = {}
     for component, network in modules.items():
         if spec.timestep_ranks and not component.startswith("text_encoder"):
             clocks[component] = Clock()
             clocks[component].watch(network)
-    made = []
-    for (component, _), layer in layers.items():
-        gate = Gate(spec, clocks.get(component))
-        gate.watch(layer.lora_A[name])
-        made.append(gate)
-    return made
+    return clocks

@@ -36,8 +36,8 @@ class Lora(Ranked):
         default_factory=lambda data: "input" if data.get("dora") else None
     )
     """What has a length with `dora`: each `input` of a layer, which most programs read, or each `output`: diffusers."""
-    orthogonal: bool = False
-    """Whether the first factor starts with orthogonal rows, so that ranks are independent of each other."""
+    orthogonal: bool | Literal["both"] = False
+    """Whether the first factor starts with orthogonal rows, or `both` factors do, as in T-LoRA: twice the file."""
     timestep_ranks: TimestepRanks | None = None
     """How many ranks of the denoiser act at which timestep; null for all of them always."""
 
@@ -62,6 +62,8 @@ class Lora(Ranked):
             for key in ("rank_dropout", "module_dropout", "timestep_ranks"):
                 if getattr(self, key):
                     yield key, "does not go with dora: true; remove one of the two"
+        if self.orthogonal == "both" and self.dora:
+            yield "orthogonal", "both does not go with dora: true; write true, or remove one of the two"
 
 
 SPEC = Lora
