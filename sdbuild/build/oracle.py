@@ -22,6 +22,7 @@ from sdbuild.build.reasons import parameter_changes
 from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.build.tracked import DataFile
 from sdbuild.build.versions import Versions
+from sdbuild.data.views import read_otherwise
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Dep, Step
 
@@ -72,6 +73,7 @@ class Oracle:
         self._data: dict[str, Digest | None] = {}
         self._cache = cache.LocalCache(project)
         self.versions = Versions(project, stat)
+        self._looked_at_again: set[str] = set()
         self.on_remote: set[str] = set()
         """Objects that the remote is known to have."""
         self.not_here: set[str] = set()
@@ -226,6 +228,10 @@ class Oracle:
         for view in step.views:
             is_input = view != "base" or bool(step.built_base)
             same = not viewed_changed and not (settings_changed and view not in _OF_FILES_ALONE)
+            if view == "captions" and same:
+                if read_otherwise(self.project.root / step.folder / "captions.jsonl"):
+                    self._looked_at_again.add(step.name)
+                same = step.name not in self._looked_at_again
             if is_input and same and view in recorded and not (view in _OF_FOLDERS and self._hides(step)):
                 found[view] = recorded[view]
                 continue

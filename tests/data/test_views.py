@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 from sdbuild.data import views
 from sdbuild.data.buckets import Fit
 from sdbuild.data.records import CaptionRecord
+from sdbuild.data.views import read_otherwise
+from sdbuild.storage.wording import clean
 from tests.data.files import write
 from tests.data.test_records import image
 
@@ -81,3 +84,16 @@ heavy = {"torch", "numpy", "PIL", "diffusers", "dvc"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_captions_of_an_older_rule_are_looked_at_again(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    assert not read_otherwise(path), "not there"
+    for text, wanted in (
+        *(("a cat", False), ("猫 👩‍🚀 می‌خواهم", False), ("C:\\cats", False), ("a\nb", False)),
+        *(("saber \\(fate\\)", True), ("red\u200bcat", True), ("s\u00adks", True), ("\u202ea", True)),
+    ):
+        path.write_text(json.dumps({"text": text}, ensure_ascii=False))
+        assert read_otherwise(path) is wanted, text
+        path.write_text(json.dumps({"text": clean(text)}, ensure_ascii=False))
+        assert not read_otherwise(path)
