@@ -489,3 +489,40 @@ def test_a_link_that_the_user_made_is_theirs(built: Work, tmp_path: Path) -> Non
     assert inside.names_problem(["a", "A"], folds=True) == "'A' stands there twice"
     assert inside.names_problem(["é", "e\u0301"], folds=True) is not None
     assert inside.names_problem(["a/b", "A"], folds=True) == "'A' is a file and the folder of 'a/b'"
+
+
+COMMANDS = (
+    ("doit", "cat:images"),
+    ("sdbuild", "plan"),
+    ("sdbuild", "check"),
+    ("sdbuild", "log"),
+    ("sdbuild", "push"),
+    ("sdbuild", "gc", "--keep", "0", "--delete"),
+    ("doit", "clean", "cat"),
+)
+
+
+def check_commands(world: World, name: str) -> None:
+    """Whatever is typed, in this order, nothing outside changes."""
+    CASES[name][0](world)
+    before = world.around()
+    for command in COMMANDS:
+        result = world.run(*command)
+        assert world.around() == before, f"{name}, {command}"
+        assert result.code in (0, 1, 2, 3), f"{name}, {command}: {result.text}"
+
+
+def test_no_command_writes_outside(untouched: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("pictures: far up", "build of a recipe, not committed", "our lock")):
+        shutil.copytree(untouched, tmp_path / str(number), symlinks=True)
+        check_commands(World(tmp_path / str(number)), name)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1800)
+def test_no_command_writes_outside_whatever_is_planted(untouched: Path, tmp_path: Path) -> None:
+    names = [name for name in CASES if ": " not in name or "far up" in name or "deep" in name]
+    for number, name in enumerate(names):
+        shutil.copytree(untouched, tmp_path / str(number), symlinks=True)
+        check_commands(World(tmp_path / str(number)), name)
+        shutil.rmtree(tmp_path / str(number))
