@@ -194,6 +194,7 @@ def committed_links(root: Path, places: Sequence[str]) -> list[str]:
     if rows is None:
         tops = [root / place for place in places]
         found = [top for top in tops if top.is_symlink()] + [link for top in tops for link in links(top)]
+        found = [link for link in found if not leads_into(link, [root / ".dvc" / "cache"])]  # as DVC may make them
         return sorted(link.relative_to(root).as_posix() for link in found)
     split = (row.partition("\t") for row in rows.split("\0"))
     return [path for about, _, path in split if about.startswith(_MODES)]
