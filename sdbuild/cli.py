@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sdbuild import __version__
 from sdbuild.commands import building, captions, compare, history, probe, remote, upkeep
 from sdbuild.console import Console
-from sdbuild.errors import SdbuildError, UsageError, of_system
+from sdbuild.errors import InputError, SdbuildError, UsageError, of_system
 from sdbuild.storage import shown
 
 SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
@@ -43,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         console.hush()
         return 0
+    except RecursionError:
+        if options.debug:
+            raise
+        console.error(
+            "a file is nested deeper than any that is written here; restore it with git (--debug shows where)"
+        )
+        return InputError.exit_code
     except OSError as error:
         if options.debug:
             raise

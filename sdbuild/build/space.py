@@ -143,7 +143,7 @@ def _listed(cache: LocalCache, md5: str) -> set[str] | None:
     if not md5.endswith(".dir"):
         return set()
     for path in _places(cache, md5):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             return {row["md5"] for row in json.loads(path.read_bytes())}
     return None
 
@@ -224,7 +224,9 @@ def _items(project: Project, cache: LocalCache, needed: Collection[str]) -> Iter
     folders = (cache.files(md5) or {} for md5 in needed if md5.endswith(".dir"))
     for files in folders:
         for path in (cache.path(md5) for name, md5 in files.items() if name == "index.jsonl"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # then its items are made again
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, RecursionError
+            ):  # then its items are made again
                 wanted |= {json.loads(line)["key"] for line in path.read_text(encoding="utf-8").splitlines()}
     for folder in sorted(path for path in project.items.glob("*") if path.is_dir()):
         store = ItemStore(folder)

@@ -274,7 +274,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = decode(line.decode())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _bad_row(path, number) from error
             if not isinstance(row, dict):
                 raise _bad_row(path, number)

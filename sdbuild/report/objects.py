@@ -57,7 +57,7 @@ class Objects:
         path = self.file(md5)
         try:
             found = json.loads(path.read_bytes()) if path else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 

@@ -39,7 +39,7 @@ class Record:
         """Its `recipe.json`; empty where the state has none that can be read."""
         try:
             found = json.loads(self.read(f"build/{self.recipe}/recipe.json") or b"")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
