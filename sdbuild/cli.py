@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RecursionError:
         if options.debug:
             raise
-        console.error(
-            "a file is nested deeper than any that is written here; restore it with git (--debug shows where)"
-        )
+        console.error("a file is nested too deeply to be read; restore it with git (--debug shows where)")
         return InputError.exit_code
     except OSError as error:
         if options.debug:
