@@ -150,6 +150,10 @@ class MethodSpec(Spec):
         """Names of changes to what these settings make; results from before such a change are stale."""
         return ()
 
+    def doubts(self) -> Iterator[str]:
+        """Yield what is allowed and may not be meant."""
+        yield from ()
+
     def stated(self) -> Mapping[str, Any]:
         """As JSON, for the specs of steps, without what a later release added and this recipe does not set."""
         said = self.model_dump(mode="json", by_alias=True)

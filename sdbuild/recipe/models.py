@@ -121,6 +121,7 @@ class Recipe(Spec):
         """Yield what is allowed and hardly meant."""
         yield from prompt_doubts(self)
         yield from rate_doubts(self)
+        yield from self.method.doubts()
         prior = self.method.preserved
         for index, dataset in enumerate(self.datasets if prior else ()):
             assert prior is not None

@@ -182,6 +182,9 @@ def test_t_lora_is_that_of_its_repository(family: Family) -> None:
     assert isinstance(layer, OrthoLayer)
     width = len(layer.weight)
     assert torch.allclose(layer.values_start, smallest_values(width, width, 4))
+    smallest_values.cache_clear()
+    with torch.device("meta"):  # as memory is predicted, before the training begins
+        assert not smallest_values(width, width, 4).is_meta
     assert torch.allclose(smallest_values(40, 40, 40)[0] * 40, torch.tensor(2 * 40**0.5), rtol=0.1)  # the largest
     x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
     act = ranks_at(TIMESTEPS, 4, 0.25, 1.0)
@@ -272,6 +275,8 @@ def test_settings_that_came_later_are_stated_where_they_are_set() -> None:
 
 
 def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_says_otherwise() -> None:
+    doubted: list[str] = []
+
     def stated(lora: Mapping[str, Any], kind: str = "lora") -> Mapping[str, Any]:
         method = lora if kind == "lora" else {"kind": kind, "tokens": [{"token": "<x>"}], "lora": lora}
         recipe = Recipe.model_validate(
@@ -283,6 +288,7 @@ def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_say
                 "train": {"steps": 1},
             }
         )
+        doubted[:] = [doubt for doubt in recipe.doubts() if "dora" in doubt]
         found = method_of(recipe.model_dump(mode="json", by_alias=True)["method"]).stated()
         assert method_of(found).stated() == found
         return found if kind == "lora" else found.get("lora", {})
@@ -290,6 +296,9 @@ def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_say
     for kind in ("lora", "pivotal"):
         assert "dora_axis" not in stated({"kind": "lora"}, kind)
         assert stated({"kind": "lora", "dora": True}, kind)["dora_axis"] == "input"
+        (said,) = doubted
+        assert "which diffusers and LyCORIS do not read; for those set method.dora_axis: output" in said
         outputs = stated({"kind": "lora", "dora": True, "dora_axis": "output"}, kind)
+        assert not doubted
         assert outputs["dora"]
         assert "dora_axis" not in outputs  # as before there was a choice, so that what was built stays fresh

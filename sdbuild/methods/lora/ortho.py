@@ -54,6 +54,8 @@ class OrthoLayer(Layer):
 
     def start(self, chance: torch.Generator) -> None:
         """Draw the start."""
+        if self.first.is_meta:
+            return
         first, second = torch.empty(self.first.flatten(1).shape), torch.empty(self.second.flatten(1).shape)
         nn.init.orthogonal_(first, generator=chance)
         nn.init.orthogonal_(second, generator=chance)
@@ -112,7 +114,7 @@ def smallest_values(rows: int, columns: int, rank: int) -> Tensor:
     The vectors of such a matrix are any orthogonal ones, whatever the values, which hardly depend on the draw; so the
     layers of a shape share one.
     """
-    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0), device="cpu")
     found: Tensor = torch.linalg.svdvals(drawn)[-rank:] / rank
     return found
 

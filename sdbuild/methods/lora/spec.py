@@ -41,6 +41,15 @@ class Lora(Ranked):
     timestep_ranks: TimestepRanks | None = None
     """How many ranks of the denoiser act at which timestep; null for all of them always."""
 
+    def doubts(self) -> Iterator[str]:
+        """Yield which programs have no part in the axis, where the recipe does not name one."""
+        yield from super().doubts()
+        if self.dora and "dora_axis" not in self.model_fields_set:
+            yield (
+                "method.dora makes a file for ComfyUI, A1111, Forge and InvokeAI, which diffusers and LyCORIS do not "
+                "read; for those set method.dora_axis: output, else input"
+            )
+
     def stated(self) -> Mapping[str, Any]:
         """Without the axis where there is none, or where it is the one that was the only one once."""
         found = {name: value for name, value in super().stated().items() if name != "dora_axis"}

@@ -47,6 +47,10 @@ class Pivotal(Tokens):
         """Those of the LoRA."""
         return self.lora.revised
 
+    def doubts(self) -> Iterator[str]:
+        """Yield those of the LoRA."""
+        yield from self.lora.doubts()
+
     def stated(self) -> Mapping[str, Any]:
         """Without what the LoRA's own section does not set and a later release added."""
         found = dict(super().stated())
