@@ -17,12 +17,13 @@ from sdbuild.recipe.load import load_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.training.examples import Example
 from sdbuild.training.inputs import sampler_of
+from tests.conftest import Work
 from tests.tiny import make_pictures, make_pipeline
 
 
 def write(root: Path, datasets: list[dict[str, Any]], **sections: Any) -> Recipe:
     (root / "recipes").mkdir(exist_ok=True)
-    (root / "dodo.py").touch()
+    (root / "recipes/cat.yaml").unlink(missing_ok=True)
     for dataset in datasets:
         (root / dataset["path"]).mkdir(parents=True, exist_ok=True)
     content = {"base": {"model": "emoji-64"}, "datasets": datasets, **sections}
@@ -63,15 +64,15 @@ def test_views_are_those_of_the_batches(tmp_path: Path, shares: list[dict[str, A
 
 
 def test_check_tells_what_overcooks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pictures(tmp_path / "datasets/cats", 7)
-    monkeypatch.chdir(tmp_path)
+    make_pictures(work.root / "datasets/cats", 7)
+    monkeypatch.chdir(work.root)
     datasets = [{"path": "datasets/cats", "holdout": 1}]
     images = {"resolution": 64, "buckets": {"step": 8}}
 
     def said(**sections: Any) -> str:
-        write(tmp_path, datasets, images=images, **sections)
+        write(work.root, datasets, images=images, **sections)
         assert cli.main(["check"]) == 0
         return "".join(capsys.readouterr())
 
@@ -89,12 +90,12 @@ def test_check_tells_what_overcooks(
 
 
 def test_check_tells_what_clip_skip_is_on_sdxl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pictures(tmp_path / "datasets/cats", 4)
-    monkeypatch.chdir(tmp_path)
+    make_pictures(work.root / "datasets/cats", 4)
+    monkeypatch.chdir(work.root)
     for family in ("sd1", "sdxl"):
-        make_pipeline(tmp_path / family, family=family)
+        make_pipeline(work.root / family, family=family)
     images = {"resolution": 64, "buckets": {"step": 8}}
     for base, told in (
         ({"model": "sdxl", "clip_skip": 2}, True),
@@ -103,7 +104,7 @@ def test_check_tells_what_clip_skip_is_on_sdxl(
         ({"model": "sdxl"}, False),
         ({"model": "sd1", "clip_skip": 2}, False),
     ):
-        write(tmp_path, [{"path": "datasets/cats"}], base=base, images=images, train={"steps": 20})
+        write(work.root, [{"path": "datasets/cats"}], base=base, images=images, train={"steps": 20})
         assert cli.main(["check"]) == 0
         text = "".join(capsys.readouterr())
         assert ("warning: cat: base.clip_skip 2 is the layer before" in text) is told, text
