@@ -7,7 +7,6 @@ wrong now, or mean something else; it is theirs, and stays as it is.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -23,8 +22,6 @@ from tests.warm import run
 
 LIMIT = 60.0
 """Seconds; a command that takes longer hangs."""
-SAMPLE = 7
-"""Every so many-th case is tried by `make test` too."""
 ENDS = {0, 1, 2, 3}
 """Exit codes that mean something."""
 
@@ -206,5 +203,4 @@ def test_every_file_damaged_in_every_way(kind: str, whole: Path, tmp_path: Path)
     cases = [(path, way) for path, way in cases_of(whole) if kind_of(path) == kind]
     assert cases
     faults = try_all(whole, tmp_path, cases)
-    (tmp_path / "faults.json").write_text(json.dumps(faults))
     assert not faults, f"{len(faults)} of {len(cases)}\n" + "\n\n".join(faults)
