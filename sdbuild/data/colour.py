@@ -57,6 +57,8 @@ HDR = {16: "PQ", 18: "HLG"}
 _SAME_PRIMARIES = 0.002
 _SAME_GAMMA = 0.05
 """Share by which a gamma may differ from 1/2.2, which stands for sRGB's curve; libpng's threshold."""
+_LEAST_GAMMA = 0.05
+"""One beyond this or its inverse is a mistake."""
 _SAME_COLOUR = 3
 """Of 255: profiles of sRGB differ so much, as their curves are tables of some length."""
 _MOST_JUDGED = 1024
@@ -116,7 +118,7 @@ def _of_png(png: Png) -> Iterator[bytes]:
     if png.gamma is None and png.primaries is None:
         return
     curve: Curve = _SRGB_CURVE
-    if png.gamma is not None and abs(png.gamma * 2.2 - 1) > _SAME_GAMMA:
+    if png.gamma is not None and _LEAST_GAMMA < png.gamma < 1 / _LEAST_GAMMA and abs(png.gamma * 2.2 - 1) > _SAME_GAMMA:
         curve = (1 / png.gamma,)
     yield _made(_BT709 if png.is_grey else png.primaries or _BT709, curve)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import struct
 import warnings
@@ -50,6 +51,7 @@ Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
 # Pillow warns of half its limit and of odd metadata: chatter about pictures which open well.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _BROKEN = (
     OSError,
@@ -61,6 +63,7 @@ _BROKEN = (
     OverflowError,
     EOFError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -147,7 +150,7 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
     except _BROKEN as error:
         if "truncated" in str(error).lower():
             raise _bad(name, "is cut short (truncated); copy it again or delete it") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
         raise _bad(name, f"is damaged ({reason}); copy it again or delete it") from error
 
 

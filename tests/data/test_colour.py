@@ -168,6 +168,8 @@ def test_chunks_of_png_say_the_colours() -> None:
         [gama(0.45455), chrm(SRGB)],
         [gama(0.45455)],
         [gama(0)],
+        [gama(0.00001)],
+        [gama(20_000)],
         [chrm((0.0,) * 8)],
         [chunk(b"cICP", bytes([1, 13, 0, 1]))],
         [chunk(b"cICP", bytes([2, 2, 0, 1]))],

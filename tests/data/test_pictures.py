@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from sdbuild.data import formats
 from sdbuild.data.buckets import Fit
 from sdbuild.data.pictures import decode, fit, open_picture, pixel_digest
 from sdbuild.errors import DataError
@@ -148,8 +149,9 @@ def test_a_truncated_jpeg_is_called_so() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_never_escape_as_other_errors() -> None:
+    extras = [kind for kind in formats.EXTRAS if formats.make_known(kind) is None]
     random = np.random.default_rng(0)
-    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", *extras):
         whole = encoded(pattern(), kind)
         for _ in range(60):
             data = bytearray(whole)
