@@ -204,7 +204,7 @@ def test_permissions_by_the_systems_answer(tmp_path: Path, monkeypatch: pytest.M
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("sdbuild.data.pictures.read_regular", refuse)
     with pytest.raises(DataError, match=r"may not be read; mend its permissions"):
         open_picture(tmp_path / "a.png")
 
