@@ -49,7 +49,7 @@ class Reads:
         path = self._path(digest)
         if not path.exists():
             with contextlib.suppress(OSError):  # it only serves to tell a later change in words
-                write_atomic(path, json.dumps(content, ensure_ascii=False))
+                write_atomic(path, json.dumps(content))
         return digest
 
     def forget(self) -> None:

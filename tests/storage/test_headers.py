@@ -19,6 +19,7 @@ from sdbuild.errors import DataError
 from sdbuild.families.layout import damages
 from sdbuild.storage.headers import BITS, MOST, read_header
 from sdbuild.training.tensorfile import write_tensors
+from tests.conftest import Work
 
 NUMBERS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -226,3 +227,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_header(tmp_path)
     with pytest.raises(DataError, match="is not there"):
         read_header(tmp_path / "gone")
+
+
+def test_check_looks_at_every_file_of_weights_that_a_recipe_names(work: Work) -> None:
+    work.write("models/vae.safetensors", b"x" * 12)
+    work.write("adapters/cut.safetensors", raw(one(), 8)[:-1])
+    work.write("adapters/odd.safetensors", raw(one(shape=None), 8))
+    adapters = [{"path": f"adapters/{name}.safetensors"} for name in ("cut", "odd")]
+    work.recipe(base={"vae": "./models/vae.safetensors"}, sample={"adapters": adapters})
+    said = work.sdbuild("check", code=2).err.splitlines()
+    assert len(said) == 3
+    assert said[0].startswith("recipes/cat.yaml: base.vae: models/vae.safetensors is no safetensors file")
+    assert "sample.adapters[0].path: adapters/cut.safetensors is damaged (cut short: it has" in said[1]
+    assert "sample.adapters[1].path: adapters/odd.safetensors is damaged (a has a shape that is no list" in said[2]
+    work.recipe()
+    weights = next((work.root / "base/unet").glob("*.safetensors"))
+    weights.write_bytes(raw(one(data_offsets=["0", "8"]), 8))
+    assert "is damaged (a has data_offsets that are not two whole numbers)" in work.sdbuild("check", code=2).err
