@@ -76,8 +76,6 @@ def test_no_command_writes_what_steers_a_terminal(hostile: Work) -> None:
     assert run(work, "sdbuild", "check").code == 2
     assert run(work, "doit").code == 2
     (work.root / "datasets/cats/broken\x1b[2J\nforged.png").unlink()
-    for name in ("check", "plan", "push", "pull", "gc", "log", "diff"):
-        run(work, "sdbuild", name)
     assert json.loads(run(work, "sdbuild", "plan", "--json").out)["steps"]
     done = run(work, "doit")
     assert done.code == 0, done
@@ -91,22 +89,18 @@ def test_no_command_writes_what_steers_a_terminal(hostile: Work) -> None:
         ["check"],
         ["plan"],
         ["why", "cat:captions"],
-        ["why", "cat:images"],
         ["log"],
         ["diff"],
-        ["diff", "wild\u202ebranch"],
         ["diff", "nothing\x1b[2J"],
         ["gc"],
         ["push"],
         ["pull"],
         ["captions", "cat"],
-        ["captions", "cat", "--problems"],
         ["captions", "find", "cat", "cat"],
         ["captions", "replace", "cat", "cat", "dog\x1b[2J"],
         ["captions", "tags", "cat"],
         ["captions", "export", "cat", "out\x1b[2J.jsonl"],
         ["captions", "import", "cat", "out\x1b[2J.jsonl", "--dry-run"],
-        ["captions", "confirm", "cat", "nothing\x1b[2J"],
         ["compare", "cat", "nothing\x1b[2J"],
         ["probe", "cat", "--predict"],
         ["plam\x1b[2J"],
@@ -121,14 +115,12 @@ def test_no_command_writes_what_steers_a_terminal(hostile: Work) -> None:
         ["captions", "cat"],
         ["captions", "tags", "cat"],
         ["plan"],
-        ["compare", "cat", "cat"],
     ):
         done = run(work, "sdbuild", *command, "--json")
         if done.code == 0:
             json.loads(done.out)
     for command in (["list", "--all"], ["info", "cat:train"], ["nothing\x1b[2J"], ["clean", "-n"]):
         run(work, "doit", *command)
-    run(work, "doit")
     hostile_header(work.root / "wild.safetensors")
     (work.root / "\x1b[2J.safetensors").write_bytes(b"x")
     assert run(work, "sdbuild", "why", "wild.safetensors").code == 0
@@ -147,17 +139,16 @@ def test_values_of_recipes_are_shown_as_text(work: Work) -> None:
                 f"key{bomb}": 1,
             },
         )
-        work.recipe(
-            f"m{at}", matrix={"sample.negative": [f"n{bomb}", "other"]}, sample={"prompts": [f"p{bomb}", f"q{bomb}"]}
-        )
+    matrix = {"sample.negative": [f"n{bomb}" for bomb in BOMBS]}
+    work.recipe("m", matrix=matrix, sample={"prompts": [f"p{bomb}" for bomb in BOMBS]})
     work.recipe("w", method={"kind": "textual-inversion", "token": f"<{BOMBS[0]}>", "initial": BOMBS[1]})
     work.write("recipes/y.yaml", "base: {model: base}\n\x1b[2J: [")
     work.write("recipes/z.yaml", "base: &\u202e {model: base\u2028}\n? [a]\n: !x\u202e y\n")
-    for command in (["sdbuild", "check"], ["sdbuild", "plan"], ["doit", "list", "--all"], ["doit"]):
+    for command in (["sdbuild", "check"], ["sdbuild", "plan"], ["doit", "list", "--all"], ["doit", "w"]):
         run(work, *command)
     for path in (work.root / "recipes").glob("[rwyz]*.yaml"):
         path.unlink()
-    for command in (["sdbuild", "check"], ["sdbuild", "plan"], ["doit", "list", "--all"], ["sdbuild", "compare", "m0"]):
+    for command in (["sdbuild", "check"], ["sdbuild", "plan"], ["doit", "list", "--all"], ["sdbuild", "compare", "m"]):
         run(work, *command)
 
 
