@@ -94,12 +94,14 @@ def test_a_version_that_is_not_checked_out_is_no_edit(team: Team, tracked_templa
     ben.doit("cat:captions")
     ben.sdbuild("pull")
 
-    # DVC itself saves what lies there; the step that it runs then refuses to go on
+    # DVC itself saves what lies there; a step that it runs then refuses to go on
     share(anna, 2, "of anna")
     ben.git("pull", "--quiet")
     pointer = ben.read(POINTER)
-    assert "holds an older version than the last commit's" in ben.dvc("repro", "cat-images", code=None).text
-    ben.git("checkout", "--quiet", "--", POINTER)
+    ben.dvc("repro", "cat-images")
+    assert "holds an older version than the last commit's" in ben.sdbuild("step", "cat:captions", code=2).err
+    ben.git("checkout", "--quiet", "-f", "main")
+    assert ben.read(POINTER) == pointer
     ben.sdbuild("pull")
 
     # edits on top of a version that is not the one that the pointer names: nothing is touched, both are named
