@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdbuild import families
+from sdbuild.data.buckets import Size, unfit
 from sdbuild.errors import DataError, Problem
-from sdbuild.families import sources
+from sdbuild.families import hub, sources
 from sdbuild.families.layout import damages
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
+from sdbuild.recipe.load import located
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import group_of
+from sdbuild.recipe.places import is_hub_id, place_of
 
 
 def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
@@ -24,7 +27,7 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
     try:
         folder = sources.find(base, project)
     except DataError as error:
-        return in_recipe(recipe.name, error.problems)
+        return in_recipe(recipe.name, error.problems, project)
     parts: tuple[Callable[[], Iterable[Problem]], ...] = (
         lambda: sources.damaged(base, project),
         lambda: _mixed(recipe, project),
@@ -35,6 +38,7 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
             *parts,
             lambda: sources.problems(base, folder),
             lambda: _sides(recipe, folder),
+            lambda: _objective(recipe, folder),
             lambda: _drawn(recipe, folder),
         )
     found: list[Problem] = []
@@ -43,11 +47,21 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
             found += look()
         except DataError as error:
             found += error.problems
-    return in_recipe(recipe.name, dict.fromkeys(found))
+    return in_recipe(recipe.name, dict.fromkeys(found), project)
 
 
 def base_doubts(recipe: Recipe, base: Base, project: Path) -> Iterable[str]:
-    """What is allowed of a base and hardly meant."""
+    """What is allowed of a base and hardly meant, and what only the hub can tell."""
+    if (
+        is_hub_id(base.model)
+        and not base.deps
+        and place_of(base.model, project) is None
+        and base_folder(base, project) is None
+    ):
+        yield (
+            f"base.model {base.model} is not on this machine{hub.hint(base.model)}; doit downloads it, and only then "
+            "can it be said whether the recipe goes with it"
+        )
     if recipe.base.clip_skip == 2 and _family(base, project) in ("sdxl", None):
         yield (
             "base.clip_skip 2 is the layer before the one that Stable Diffusion XL uses; where the card of such a "
@@ -66,10 +80,35 @@ def _family(base: Base, project: Path) -> str | None:
         return None
 
 
-def in_recipe(name: str, problems: Iterable[Problem]) -> list[Problem]:
-    """Problems with the file of a recipe or variant, where they are of one of its fields and name no other file."""
+def base_folder(base: Base, project: Path) -> Path | None:
+    """Folder of a base that is on this machine and right as far as its files go; None for others."""
+    if any(not (project / dep.path).exists() for dep in base.deps):
+        return None
+    try:
+        folder = sources.find(base, project)
+        if folder is not None:
+            families.load(folder)
+    except DataError:  # told elsewhere
+        return None
+    return folder
+
+
+def odd_buckets(recipe: Recipe, base: Base, project: Path, sizes: Iterable[Size]) -> list[Problem]:
+    """What is wrong with the buckets that pictures fall into, if the base is on this machine."""
+    folder = base_folder(base, project)
+    if folder is None:
+        return []
+    multiple = families.load(folder).multiple
+    message = None if recipe.images.resolution % multiple else unfit(sizes, multiple)
+    problem = Problem(field="images.buckets.step", message=message or "")
+    return in_recipe(recipe.name, [problem], project) if message else []
+
+
+def in_recipe(name: str, problems: Iterable[Problem], project: Path) -> list[Problem]:
+    """Problems with file and line of a recipe or variant, where they are of its fields and name no other file."""
     place = f"recipes/{group_of(name)}.yaml"
-    return [replace(problem, file=place) if problem.field and not problem.file else problem for problem in problems]
+    own = (replace(each, file=place) if each.field and not each.file else each for each in problems)
+    return located(own, project)
 
 
 def _sides(recipe: Recipe, folder: Path) -> Iterable[Problem]:
@@ -93,6 +132,12 @@ def _mixed(recipe: Recipe, project: Path) -> Iterable[Problem]:
         if other.path is not None and (project / other.path).is_file():
             for each in damages(project / other.path):
                 yield Problem(field=f"sample.adapters[{index}].path", message=f"{other.path} {each.message}")
+
+
+def _objective(recipe: Recipe, folder: Path) -> Iterable[Problem]:
+    """What does not go with what the base predicts."""
+    for key, message in recipe.train.base_rules(sources.predicts(folder)):
+        yield Problem(field=f"train.{key}", message=message)
 
 
 def _drawn(recipe: Recipe, folder: Path) -> Iterable[Problem]:

@@ -42,7 +42,7 @@ class CaptionChecks:
             if not captions.open and texts and not any(says(text, word) for text in texts):
                 message = f"no caption says {word!r}; write it there, e.g. as a trigger"
                 found.append(Problem(field="method.tokens", message=message))
-        return in_recipe(recipe.name, found)
+        return in_recipe(recipe.name, found, self.project)
 
     def doubts(self, recipe: Recipe, captions: Captions) -> Iterator[str]:
         """Say how many captions are longer than the text encoder takes."""

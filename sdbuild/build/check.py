@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.bases import base_doubts, in_recipe, misfits
+from sdbuild.build.bases import base_doubts, base_folder, in_recipe, misfits, odd_buckets
 from sdbuild.build.caption_checks import CaptionChecks
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
@@ -20,13 +20,14 @@ from sdbuild.build.versions import Versions
 from sdbuild.build.view_counts import seen_too_often
 from sdbuild.captioners import keys
 from sdbuild.console import Console
+from sdbuild.data.buckets import Size
 from sdbuild.data.captions import Captions
 from sdbuild.data.records import ImageRecord, read_images
 from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
-from sdbuild.recipe.libraries import missing
-from sdbuild.recipe.load import choose, load_project
+from sdbuild.recipe.libraries import keys_missing, missing
+from sdbuild.recipe.load import choose, read_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Inputs
 
@@ -41,6 +42,8 @@ class _Checked:
     problems: Sequence[Problem]
     captions: Captions | None
     """None where they are wrong."""
+    sizes: frozenset[Size]
+    """Of the buckets that they fall into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +75,26 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
         InputError: with everything that is wrong in any of them.
         UsageError: there is no such recipe.
     """
-    recipes = load_project(project.root)
-    if not recipes:
+    loaded = read_project(project.root)
+    if not loaded.recipes and not loaded.refused:
         yield "there are no recipes in recipes/"
-    problems: dict[Problem, None] = {}
+    problems: dict[Problem, None] = dict.fromkeys(loaded.problems(names))
     lacking: dict[str, None] = {}
-    for group, members in groupby(choose(recipes, names) if names else recipes, key=lambda recipe: recipe.group):
+    recipes = choose(loaded.recipes, loaded.known(names)) if names else loaded.recipes
+    unsuited = _suited(project, recipes, console)
+    for group, members in groupby(recipes, key=lambda recipe: recipe.group):
         variants = list(members)
         pictures, found, doubts = _check_variants(project, variants, console)
-        found += [problem for recipe in variants for problem in in_recipe(recipe.name, keys.problems(_asked(recipe)))]
+        found += [
+            problem
+            for recipe in variants
+            for problem in in_recipe(recipe.name, keys.problems(_asked(recipe)), project.root)
+        ]
         doubts += [word for recipe in variants for word in map(keys.withheld, _asked(recipe).values()) if word]
+        found += [problem for recipe in variants for problem in unsuited.get(recipe.name, ())]
         problems.update(dict.fromkeys(found))
-        lacking |= {f"recipes/{group}.yaml: {word}": None for recipe in variants for word in missing(recipe)}
+        needs = (word for recipe in variants for word in (*missing(recipe), *keys_missing(recipe)))
+        lacking |= {f"recipes/{group}.yaml: {word}": None for word in needs}
         for doubt in dict.fromkeys(doubts):
             console.warn(f"{group}: {doubt}")
         if not found:
@@ -114,6 +125,31 @@ def _versions(project: Project, recipes: Sequence[Recipe], console: Console) -> 
                 console.warn(words)
 
 
+def _suited(project: Project, recipes: Sequence[Recipe], console: Console) -> dict[str, list[Problem]]:
+    """What is wrong with recipes on their bases where that takes networks, asked of one process of its own."""
+    from sdbuild.build import probing
+
+    suited = importlib.import_module("sdbuild.steps.suited")
+    asked: dict[str, tuple[str, tuple[Mapping[str, Any], Path]]] = {}
+    for recipe in recipes:
+        steps: dict[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
+        folder = base_folder(Base.of(recipe.resolved()["base"]), project.root)
+        if folder is not None and suited.asks_networks(steps):
+            wanted: dict[str, Mapping[str, Any]] = {kind: steps[kind] for kind in ("train", "samples") if kind in steps}
+            alike = {kind: {**spec, "name": ""} for kind, spec in wanted.items()}
+            asked.setdefault(json.dumps([recipe.group, alike, str(folder)]), (recipe.name, (wanted, folder)))
+    problems: dict[str, list[Problem]] = {}
+    for name, rows in probing.judge(project, dict(asked.values())).items():
+        for row in rows:
+            stops = row.pop("stops")
+            [problem] = in_recipe(name, [Problem(**row)], project.root)
+            if stops:
+                problems.setdefault(name, []).append(problem)
+            else:
+                console.warn(str(problem))
+    return problems
+
+
 def _check_variants(
     project: Project, variants: Sequence[Recipe], console: Console
 ) -> tuple[str, list[Problem], list[str]]:
@@ -139,6 +175,11 @@ def _check_variants(
         for recipe in alike.values()
         for problem in misfits(recipe, Base.of(recipe.resolved()["base"]), project.root)
     ]
+    for recipe in variants:
+        specs = {step.kind: step.spec for step in plan(recipe)}
+        sizes = checked[json.dumps([specs["images"], specs["captions"]])].sizes
+        wrong += odd_buckets(recipe, Base.of(recipe.resolved()["base"]), project.root, sizes)
+    wrong = list(dict.fromkeys(wrong))
     counts = sorted({each.pictures for each in checked.values()})
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     return shown, [*wrong, *words, *(problem for each in checked.values() for problem in each.problems)], doubts
@@ -148,7 +189,7 @@ def _of_base(recipe: Recipe) -> list[Any]:
     """What of a recipe `misfits` looks at, for variants that are alike in it."""
     said = recipe.resolved()
     drawn = said["sample"] and [said["sample"]["scheduler"], said["sample"].get("adapters")]
-    return [said["base"], said["images"]["resolution"], said["datasets"], said["train"]["prediction"], drawn]
+    return [said["base"], said["images"]["resolution"], said["datasets"], said["train"], said["method"], drawn]
 
 
 def _check_data(project: Project, name: str, specs: Mapping[str, Mapping[str, Any]], console: Console) -> _Checked:
@@ -159,6 +200,7 @@ def _check_data(project: Project, name: str, specs: Mapping[str, Mapping[str, An
     problems: list[Problem] = []
     trained: list[ImageRecord] = []
     captions: Captions | None = None
+    sizes: frozenset[Size] = frozenset()
     with tempfile.TemporaryDirectory(prefix="sdbuild-check-") as folder:
         out = Path(folder)
         context = _Quiet(
@@ -177,12 +219,16 @@ def _check_data(project: Project, name: str, specs: Mapping[str, Mapping[str, An
                 total = int(images.run(spec, Inputs(project=project.root), out, replace(context, silent=silent)).total)
                 break
             except DataError as error:
-                problems += error.problems
+                problems += in_recipe(name, error.problems, project.root)
         if (out / "images.jsonl").exists():
             inputs = Inputs(project=project.root, images=out / "images.jsonl")
-            trained = [record for record in read_images(out / "images.jsonl") if record.split == "train"]
+            records = read_images(out / "images.jsonl")
+            trained = [record for record in records if record.split == "train"]
+            sizes = frozenset(
+                bucket for row in records for bucket in (row.bucket, *(fit.bucket for fit in row.further))
+            )
             try:
                 captions = importlib.import_module("sdbuild.steps.captions").check(specs["captions"], inputs, context)
             except DataError as error:
                 problems += error.problems
-    return _Checked(pictures=total, trained=trained, problems=problems, captions=captions)
+    return _Checked(pictures=total, trained=trained, problems=problems, captions=captions, sizes=sizes)

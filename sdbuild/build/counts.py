@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from sdbuild.build.expected import Expected, expected
 from sdbuild.build.oracle import Oracle, Verdict
 from sdbuild.data import items
 from sdbuild.data.captions import Captions, caption_records
+from sdbuild.data.listing import no_pictures
 from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read_class_pictures, read_images
 from sdbuild.data.wanted import wanted_class_pictures, wanted_latents, wanted_texts
-from sdbuild.errors import DataError
+from sdbuild.errors import DataError, InputError, Problem
 from sdbuild.plan.model import Step
+from sdbuild.recipe.names import group_of
+
+MOST_TOLD = 4
+"""Problems of one recipe's captions that a plan lists."""
 
 Count = tuple[int | None, int | None]
 """Items in all and items to compute; None where only building can tell."""
@@ -58,6 +63,21 @@ class Counts:
                     return total, total
         except DataError:  # told when the step runs
             return None, None
+
+    def problems(self, step: Step) -> list[Problem]:
+        """What would stop a step that lists pictures or captions, as far as that is known without decoding."""
+        try:
+            if step.kind == "images" and (found := self._expected(step)) is not None:
+                return [
+                    Problem(file=data["path"], message=no_pictures())
+                    for index, data in enumerate(step.spec["datasets"])
+                    if not any(at == index for at in found.datasets)
+                ]
+            if step.kind == "captions" and (captions := self._captioned(step)) is not None:
+                return _first_of(captions.problems, step.recipe)
+        except InputError as error:
+            return list(error.problems)
+        return []
 
     def _of_images(self, step: Step) -> Count:
         """Pictures, and those whose pixels are not known by their bytes."""
@@ -217,3 +237,12 @@ class Counts:
 
     def _folder(self, step: Step) -> Path:
         return self._oracle.project.root / step.folder
+
+
+def _first_of(problems: Sequence[Problem], recipe: str) -> list[Problem]:
+    """The first of several problems, and how many more there are."""
+    if len(problems) <= MOST_TOLD:
+        return list(problems)
+    rest = len(problems) - MOST_TOLD + 1
+    more = Problem(message=f"… and {rest} more; `sdbuild check {group_of(recipe)}` lists them")
+    return [*problems[: MOST_TOLD - 1], more]

@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from sdbuild.build.stopping import Interrupted, stopped
 from sdbuild.build.workers import PATIENCE, Workers
 from sdbuild.captioners import models
 from sdbuild.console import Console
-from sdbuild.errors import DataError, RecipeError, SdbuildError
+from sdbuild.errors import DataError, Problem, RecipeError, SdbuildError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.models import Recipe
@@ -51,10 +51,13 @@ class Outcome:
 class Engine:
     """Everything that one `doit` run knows and holds."""
 
-    def __init__(self, project: Project, recipes: Sequence[Recipe], console: Console) -> None:
+    def __init__(
+        self, project: Project, recipes: Sequence[Recipe], console: Console, unread: Collection[str] = ()
+    ) -> None:
+        """Know a project's recipes; what is recorded of those that are `unread`, by name, is kept."""
         self.project = project
         self.console = console
-        self.compiled = Compiled(project, recipes)
+        self.compiled = Compiled(project, recipes, unread)
         self.steps = {step.name: step for step in self.compiled.steps}
         self.lock_file = LockFile(project)
         self.stat = StatCache(project.root, project.stat_cache)
@@ -70,7 +73,8 @@ class Engine:
         self._prepared = False
         self._told: set[str] = set()
         self._fits: set[str] = set()
-        self._refused: SdbuildError | None = None
+        self._unread = frozenset(unread)
+        self._refused: Mapping[str, Sequence[Problem]] | None = None
         self._chosen: frozenset[str] | None = None
         self._running: dict[str, tuple[int, int]] = {}
         self.stopped = False
@@ -83,7 +87,8 @@ class Engine:
         """DVC, imported when the first step is not fresh."""
         from sdbuild.build.history import History
 
-        return History(self.project, self.lock_file, [step.stage for step in self.steps.values()], self.console)
+        stages = [step.stage for step in self.steps.values()]
+        return History(self.project, self.lock_file, [*stages, *self.lock_file.stages_of(self._unread)], self.console)
 
     def choose(self, recipes: Iterable[str]) -> None:
         """Build these recipes alone; the bases of others are left where they are."""
@@ -94,13 +99,8 @@ class Engine:
         with self._mutex:
             if self._prepared:
                 return
-            if self._refused is not None:  # it takes long, and doit asks a step's state before it is built
-                raise self._refused
-            try:
-                self.compiled.pin_bases(self._chosen, self.console.say)
-            except SdbuildError as error:
-                self._refused = error
-                raise
+            if self._refused is None:  # it takes long
+                self._refused = self.compiled.pin_bases(self._chosen, self.console.say)
             for attempt in ("look", "write"):
                 self._reads = {
                     step.name: recorded_parameters(self.oracle.entry(step), step).get("reads", {})
@@ -123,7 +123,12 @@ class Engine:
     def judge(self, name: str) -> Verdict:
         """The oracle's verdict, after preparation."""
         self.prepare()
+        self._check_base(name)
         return self.oracle.judge(name)
+
+    def _check_base(self, name: str) -> None:
+        if wrong := (self._refused or {}).get(self.steps[name].recipe):
+            raise RecipeError(wrong)
 
     def hold(self) -> None:
         """Take the build lock for the rest of the run; what another build did meanwhile counts."""
@@ -142,6 +147,7 @@ class Engine:
         with self._mutex:
             self.hold()
             self.prepare()
+            self._check_base(name)
             step = self.steps[name]
             verdict = self._decided(step)
             started = time.monotonic()

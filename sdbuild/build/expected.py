@@ -33,6 +33,11 @@ class Expected:
     def __len__(self) -> int:
         return len({(dataset, pixels.digest) for dataset, _, pixels in self.known}) + len(self.new)
 
+    @property
+    def datasets(self) -> frozenset[int]:
+        """Those that have pictures, by their index."""
+        return frozenset({*(dataset for dataset, _, _ in self.known), *(row.dataset for row in self.new)})
+
     @cached_property
     def placed(self) -> list[ImageRecord]:
         """The known ones in their buckets."""

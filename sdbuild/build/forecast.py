@@ -7,7 +7,7 @@ import difflib
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +21,9 @@ from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
 from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
-from sdbuild.errors import UsageError
-from sdbuild.recipe.load import choose, load_project
+from sdbuild.errors import Problem, RecipeError, UsageError
+from sdbuild.recipe.libraries import keys_missing
+from sdbuild.recipe.load import Loaded, choose, read_project
 from sdbuild.recipe.names import group_of
 
 _DOING: Mapping[Action, str] = {
@@ -33,8 +34,20 @@ _DOING: Mapping[Action, str] = {
 }
 
 
-def forecast(project: Project, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Steps as `sdbuild plan --json` prints them, in plan order.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a build would do."""
+
+    steps: list[dict[str, Any]]
+    """As `sdbuild plan --json` prints them, in plan order."""
+    problems: list[Problem]
+    """What is wrong with recipes and what they name: these are not built."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know before."""
+
+
+def forecast(project: Project, names: Sequence[str] = ()) -> Forecast:
+    """Foretell a build.
 
     Args:
         project: whose steps they are.
@@ -43,12 +56,23 @@ def forecast(project: Project, names: Sequence[str] = ()) -> list[dict[str, Any]
     Raises:
         UsageError: there is no such recipe.
     """
-    with _engine(project) as engine, TemporaryDirectory(prefix="sdbuild-plan-") as folder:
+    loaded = read_project(project.root)
+    problems, known = loaded.problems(names), loaded.known(names)
+    with _engine(project, loaded) as engine, TemporaryDirectory(prefix="sdbuild-plan-") as folder:
         counts = Counts(engine.oracle)
         ahead = Foresight(engine.oracle, Path(folder))
-        wanted = _wanted(engine, names) if names else engine.steps.keys()
-        verdicts = _verdicts(engine, wanted)
-        return [_row(verdicts[name], counts, engine, ahead) for name in engine.steps if name in wanted]
+        wanted: Collection[str] = _wanted(engine, known) if known or names else engine.steps.keys()
+        found_verdicts = _verdicts(engine, wanted)
+        verdicts = [found_verdicts[name] for name in engine.steps if name in wanted]
+        blocked: dict[str, list[Problem]] = {}
+        for verdict in verdicts:
+            passed = verdict.action != "run" or verdict.step.recipe in blocked
+            if not passed and (found := counts.problems(verdict.step)):
+                blocked[verdict.step.recipe] = found
+        problems += [problem for found in blocked.values() for problem in found]
+        steps = [_row(verdict, counts, engine, ahead, blocked) for verdict in verdicts]
+        notes = [word for verdict in verdicts for word in _notes(verdict, engine)]
+        return Forecast(steps=steps, problems=list(dict.fromkeys(problems)), notes=list(dict.fromkeys(notes)))
 
 
 def _verdicts(engine: Engine, names: Collection[str]) -> dict[str, Verdict]:
@@ -109,7 +133,10 @@ def explain(project: Project, name: str) -> list[str]:
     Raises:
         UsageError: there is no such step; the message names the nearest.
     """
-    with _engine(project) as engine:
+    loaded = read_project(project.root)
+    if wrong := loaded.problems([name.partition(":")[0]]):
+        raise RecipeError(wrong)
+    with _engine(project, loaded) as engine:
         own = [step for step in engine.steps.values() if name in (step.recipe, group_of(step.recipe))]
         if own:
             verdicts = (engine.oracle.judge(step.name) for step in own)
@@ -123,7 +150,20 @@ def explain(project: Project, name: str) -> list[str]:
         return list(_explained(verdict, engine))
 
 
-def _row(verdict: Verdict, counts: Counts, engine: Engine, ahead: Foresight) -> dict[str, Any]:
+def _notes(verdict: Verdict, engine: Engine) -> Iterator[str]:
+    """What a step that would run needs of this machine beside software."""
+    if verdict.action == "run" and verdict.step.kind == "captions":
+        group = engine.recipes[verdict.step.recipe].group
+        yield from (f"recipes/{group}.yaml: {word}" for word in keys_missing(engine.recipes[verdict.step.recipe]))
+
+
+def _row(
+    verdict: Verdict, counts: Counts, engine: Engine, ahead: Foresight, blocked: Mapping[str, Sequence[Problem]]
+) -> dict[str, Any]:
+    if verdict.step.recipe in blocked and verdict.action == "run":
+        row = {"name": verdict.step.name, "state": verdict.state, "action": verdict.action}
+        nothing = {"total": None, "todo": None}
+        return {**row, "reasons": list(verdict.reasons), "items": nothing, "blocked": True}
     total, todo = counts.of(verdict)
     if ahead.stays(verdict):
         verdict = replace(verdict, state="fresh", action="none", reasons=())
@@ -168,8 +208,8 @@ def _flat_parameters(engine: Engine, verdict: Verdict) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _engine(project: Project) -> Iterator[Engine]:
-    engine = Engine(project, load_project(project.root), Console(sys.stderr))
+def _engine(project: Project, loaded: Loaded) -> Iterator[Engine]:
+    engine = Engine(project, loaded.recipes, Console(sys.stderr), loaded.unread)
     try:
         yield engine
     finally:

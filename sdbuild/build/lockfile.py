@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ import yaml
 from sdbuild.build.blocks import join, recipe_of, split
 from sdbuild.build.project import Project
 from sdbuild.errors import InputError, Problem
+from sdbuild.recipe.names import group_of
 from sdbuild.storage.aside import free_name
 from sdbuild.storage.atomic import write_atomic
 from sdbuild.storage.inside import is_md5, names_problem, path_problem
@@ -129,6 +130,11 @@ class LockFile:
             _check(stages)
             self._stages, self._signature = stages, signature
         return self._stages
+
+    def stages_of(self, recipes: Collection[str]) -> list[str]:
+        """Names of the stages of some recipes, by the names of their files."""
+        named = ((name, str(entry.get("cmd", ""))) for name, entry in self.stages().items() if recipes)
+        return [name for name, command in named if group_of(command.rpartition(" ")[2].partition(":")[0]) in recipes]
 
     def write(self, entries: Mapping[str, Entry], order: Sequence[str]) -> None:
         """Merge entries into the file, atomically, with stages in plan order; stages outside `order` are dropped.

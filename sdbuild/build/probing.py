@@ -22,7 +22,7 @@ from sdbuild.errors import DataError, InputError, Problem, SdbuildError, StepErr
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
-from sdbuild.recipe.load import choose, load_project
+from sdbuild.recipe.load import read_project
 from sdbuild.recipe.places import maker_of
 from sdbuild.steps.contract import Inputs
 
@@ -58,7 +58,7 @@ def probe(
         UsageError: there is no such recipe, or the name stands for several variants.
         SdbuildError: the recipe, its data or its base are wrong.
     """
-    recipes = choose(load_project(project.root), [name])
+    recipes = read_project(project.root).choose([name])
     if len(recipes) > 1:
         several = ", ".join(recipe.name for recipe in recipes)
         raise UsageError(f"{name} has {len(recipes)} variants ({several}); probe one of them")
@@ -95,6 +95,19 @@ def probe(
         if not predict and whole and found["device"]["here"] and not cannot_fit(found):
             found["measured"] = _ask(project, recipe.name, {"what": "measure", **request})
     return found
+
+
+def judge(project: Project, recipes: Mapping[str, tuple[Mapping[str, Any], Path]]) -> dict[str, list[dict[str, Any]]]:
+    """What is wrong with recipes on their bases where that takes networks, by name: problems with a key `stops`.
+
+    Args:
+        project: in which they are.
+        recipes: specs of the steps and folder of the base, by name.
+    """
+    asked = {name: {"steps": steps, "base": str(base)} for name, (steps, base) in recipes.items()}
+    if not asked:
+        return {}
+    return _ask(project, "check", {"what": "suited", "project": str(project.root), "recipes": asked})
 
 
 def _has_weights(base: Path) -> bool:
@@ -146,7 +159,8 @@ def answer() -> int:
     os.dup2(2, 1)  # what libraries print is no answer
     request = json.loads(sys.stdin.read())
     try:
-        found = importlib.import_module("sdbuild.steps.probe").run(request)
+        module = "suited" if request["what"] == "suited" else "probe"
+        found = importlib.import_module(f"sdbuild.steps.{module}").run(request)
     except SdbuildError as error:
         found = {"problem": str(error), "input": isinstance(error, InputError)}
     except Exception:

@@ -25,7 +25,8 @@ from sdbuild.console import Console
 from sdbuild.data.items import ItemStore
 from sdbuild.errors import RecipeError, StepError, UsageError
 from sdbuild.plan.compile import plan
-from sdbuild.recipe.load import load_project
+from sdbuild.recipe.load import read_project
+from sdbuild.recipe.names import group_of
 
 _OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
 _COMMAND = "sdbuild step "
@@ -189,12 +190,14 @@ def _remove_file(path: Path) -> None:
 def _left_by_steps(project: Project) -> Iterator[Garbage]:
     """Checkpoints, logs and unfinished outs of steps that there are no more."""
     try:
-        steps = {step.name for recipe in load_project(project.root) for step in plan(recipe)}
+        loaded = read_project(project.root)
     except RecipeError:  # which steps there are is not known
         return
+    steps = {step.name for recipe in loaded.recipes for step in plan(recipe)}
     for place in ("runs", "tmp", "logs"):
         for path in sorted((project.private / place).glob("*/*")):
-            if f"{path.parent.name}:{path.stem}" not in steps:
+            unread = group_of(path.parent.name) in loaded.unread
+            if not unread and f"{path.parent.name}:{path.stem}" not in steps:
                 inside = [path, *path.rglob("*")] if path.is_dir() else [path]
                 size = sum(each.lstat().st_size for each in inside if not each.is_dir())
                 yield Garbage(path=path, size=size, what=".sdbuild, steps that are gone", remove=_remove_all)
@@ -203,10 +206,10 @@ def _left_by_steps(project: Project) -> Iterator[Garbage]:
 def _left_by_recipes(project: Project) -> list[str]:
     """Folders of outs whose recipe is gone; adapters may be in use, so they are told and never deleted."""
     try:
-        names = {recipe.name for recipe in load_project(project.root)}
-        return sorted(
-            path.name for path in (project.root / "build").iterdir() if path.is_dir() and path.name not in names
-        )
+        loaded = read_project(project.root)
+        names = {recipe.name for recipe in loaded.recipes}
+        folders = (path.name for path in (project.root / "build").iterdir() if path.is_dir())
+        return sorted(name for name in folders if name not in names and group_of(name) not in loaded.unread)
     except (RecipeError, OSError):
         return []
 

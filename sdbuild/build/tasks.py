@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,8 +29,9 @@ from sdbuild.build.project import Project, check_whole
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError, of_system
 from sdbuild.plan.model import Step
-from sdbuild.recipe.load import load_project, recipe_files
+from sdbuild.recipe.load import Refused, read_project
 from sdbuild.recipe.models import Recipe
+from sdbuild.recipe.names import wrong_name
 from sdbuild.storage import shown
 from sdbuild.storage.atomic import remove
 from sdbuild.storage.inside import link_problem
@@ -83,7 +85,8 @@ class Build(BaseAction):  # type: ignore[misc]
         try:
             self._engine.build(self._step.name, forced=self._fresh.is_fresh)
         except InputError as error:
-            return TaskError("\n".join(map(str, in_recipe(self._step.recipe, error.problems))))
+            root = self._engine.project.root
+            return TaskError("\n".join(map(str, in_recipe(self._step.recipe, error.problems, root))))
         except SdbuildError as error:
             return TaskFailed(str(error))
         except OSError as error:
@@ -97,6 +100,25 @@ class Build(BaseAction):  # type: ignore[misc]
 
     def __str__(self) -> str:
         return self._step.command
+
+
+class Refusal(BaseAction):  # type: ignore[misc]
+    """The action of a recipe that is wrong: it says what is, and fails."""
+
+    def __init__(self, refused: Refused) -> None:
+        self.task: Any = None
+        self.err: str | None = None
+        self.out: str | None = None
+        self.result: Any = None
+        self.values: dict[str, Any] = {}
+        self._refused = refused
+
+    def execute(self, out: Any = None, err: Any = None) -> TaskError:
+        """Tell every problem."""
+        return TaskError("\n".join(map(str, self._refused.problems)))
+
+    def __str__(self) -> str:
+        return f"sdbuild check {self._refused.name}"
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]
@@ -116,6 +138,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
                 left += tasks[name].task_dep
         if _engine is not None:
             _engine.choose({name.partition(":")[0] for name in needed})
+        self._told: set[str] = set()
 
     def execute_task(self, task: Any) -> None:
         """Said by the engine, which knows whether the step runs or is restored."""
@@ -126,7 +149,11 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def add_failure(self, task: Any, fail: Any) -> None:
         """One message for what went wrong; steps that could not start because of it are not repeated."""
         if _engine is not None and fail.report and not isinstance(fail, _unmet()):
-            _engine.console.error(fail.get_msg().strip() if fail.traceback else fail.message)
+            message = fail.get_msg().strip() if fail.traceback else fail.message
+            lines = message.splitlines()
+            if new := [line for line in lines if line not in self._told] if isinstance(fail, TaskError) else lines:
+                _engine.console.error("\n".join(new))
+            self._told |= set(lines)
             self.failures.append({"task": task, "exception": fail})
 
     def complete_run(self) -> None:
@@ -137,7 +164,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # it came to this thread, and others run steps
                 _engine.interrupt()
                 _finish_undisturbed()
-            for line in summary(_engine, failed=stopped or bool(self.failures)):
+            failed = list(dict.fromkeys(each["task"].name for each in self.failures))
+            for line in summary(_engine, failed=failed, stopped=stopped):
                 _engine.console.say(line)
             with contextlib.suppress(SdbuildError, OSError):  # what is damaged was told
                 for word in () if stopped else _engine.outdated():
@@ -154,14 +182,13 @@ def _unmet() -> type[Exception]:
 
 
 def doit_config(root: Path) -> dict[str, Any]:
-    """doit's settings for a project; the default is to build every recipe."""
-    try:
-        names = [path.stem for path in recipe_files(root)]
-    except SdbuildError:  # told when tasks are made
-        names = []
+    """doit's settings for a project; the default is to build every recipe.
+
+    What fails stops the steps that wait for it, and no others.
+    """
     return {
-        "default_tasks": names,
         "reporter": Reporter,
+        "continue": True,
         "par_type": "thread",
         "verbosity": 2,
         "dep_file": database(root),
@@ -173,7 +200,7 @@ def doit_config(root: Path) -> dict[str, Any]:
 def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
     """doit's tasks of a project: a task a step, a group of them a recipe or variant, and of these one a matrix.
 
-    Exits with 2 and one message if recipes are wrong.
+    A recipe that is wrong is a task that says so; exits with 2 and one message if there is no telling which there are.
     """
     global _engine
     shown.guard()
@@ -182,8 +209,9 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
     end_quietly()
     try:
         check_whole(project)
-        recipes = load_project(project.root)
-        _engine = Engine(project, recipes, console)
+        loaded = read_project(project.root)
+        recipes = loaded.recipes
+        _engine = Engine(project, recipes, console, loaded.unread)
         if not recipes:
             _engine.prepare()  # no task will
     except (SdbuildError, OSError) as error:
@@ -192,7 +220,7 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
         raise SystemExit(told.exit_code) from None
     atexit.register(_engine.close)
     sys.excepthook = _without_traceback
-    groups = {recipe.group for recipe in recipes}
+    groups = {*(recipe.group for recipe in recipes), *loaded.unread}
     name_the_unknown(project.root, {*groups, *(recipe.name for recipe in recipes), *_engine.steps})
     for recipe in recipes:
         steps = [step.name for step in _engine.steps.values() if step.recipe == recipe.name]
@@ -210,6 +238,18 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
             doc=f"all {len(names)} variants of recipes/{group}.yaml",
             removal=partial(_clean, _engine, made, cleaned),
         )
+    for refused in loaded.refused:  # last, so that what is wrong is told last
+        yield _refusal(refused)
+
+
+def _refusal(refused: Refused) -> dict[str, Any]:
+    what = "waits for a recipe that is wrong" if refused.waits else "wrong"
+    fits = refused.file == f"recipes/{refused.name}.yaml" and not wrong_name(refused.name)
+    return {
+        "basename": refused.name if fits else re.sub(r"[^\w./-]", "-", refused.file),
+        "doc": f"{refused.file}: {what}; `sdbuild check` says more",
+        "actions": [Refusal(refused)],
+    }
 
 
 def _doc(recipe: Recipe) -> str:
@@ -276,9 +316,9 @@ def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: boo
         remove(path)
 
 
-def summary(engine: Engine, *, failed: bool) -> Iterator[str]:
-    """What a run did: steps by outcome, and where new results are."""
-    if not engine.steps:
+def summary(engine: Engine, *, failed: Sequence[str], stopped: bool) -> Iterator[str]:
+    """What a run did: steps by outcome, where new results are, and what failed."""
+    if not engine.steps and not failed:
         yield "nothing to build: there are no recipes in recipes/"
         return
     by: dict[str, list[str]] = {}
@@ -289,7 +329,7 @@ def summary(engine: Engine, *, failed: bool) -> Iterator[str]:
         yield f"restored without running: {', '.join(restored)}"
     if ran:
         yield f"{len(ran)} {'step' if len(ran) == 1 else 'steps'} ran"
-    elif not restored and not failed:
+    elif not restored and not failed and not stopped:
         yield "everything is up to date"
     for name in (*ran, *restored):
         step = engine.steps[name]
@@ -297,3 +337,5 @@ def summary(engine: Engine, *, failed: bool) -> Iterator[str]:
             yield f"adapter: {step.adapter}"
         elif step.grid:
             yield f"grid:    {step.grid}"
+    if failed and (ran or restored):
+        yield f"failed: {', '.join(failed)}; what is wrong stands above"

@@ -162,13 +162,30 @@ def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
     context = StepContext(items=project.items, scratch=scratch, previous=project.root / step.folder, emit=emit)
     module = importlib.import_module(f"sdbuild.steps.{step.kind}")
     inputs = _inputs(project, step)
-    if step.kind == "latents":  # encoding may take long, and be for nothing
+    if step.kind in ("images", "captions"):  # what comes after may take long, cost money, and be for nothing
+        _check_suited(project, step)
+    if step.kind == "latents":
+        _check_suited(project, step)
         training = read_step(project, f"{step.recipe}:train")
         importlib.import_module("sdbuild.steps.train").check(training.spec, inputs.base)
         fit = importlib.import_module("sdbuild.steps.fit")
         fit.check_before(training.spec, inputs.base, inputs.images, context.warn)
     items: Items = module.run(step.spec, inputs, out, context)
     return items
+
+
+def _check_suited(project: Project, step: Step) -> None:
+    """Make sure that a recipe can be trained on its base and drawn, if the base is there."""
+    from sdbuild.families.sources import find
+
+    path = project.root / step.params_file
+    steps = json.loads(path.read_bytes())["steps"]
+    suited = importlib.import_module("sdbuild.steps.suited")
+    if suited.asks_networks(steps):
+        absent = any(not (project.root / dep.path).exists() for dep in step.base.deps)
+        base = None if absent else find(step.base, project.root)
+        if base is not None:
+            suited.check(steps, base, project.root)
 
 
 def _inputs(project: Project, step: Step) -> Inputs:

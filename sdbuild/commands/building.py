@@ -11,6 +11,7 @@ from typing import Any
 
 from sdbuild.build.project import Project, find_project
 from sdbuild.console import Console
+from sdbuild.errors import InputError
 
 
 def add_to(commands: Any) -> None:
@@ -64,16 +65,21 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 def _plan(options: argparse.Namespace, console: Console) -> int:
     from sdbuild.build.forecast import forecast
 
-    steps = forecast(find_project(), options.recipes)
+    found = forecast(find_project(), options.recipes)
+    steps, told = found.steps, [str(problem) for problem in found.problems]
     if options.json:
-        console.json({"steps": steps})
-        return 0
-    console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
-    for word in dict.fromkeys(word for step in steps for word in step.get("lacking", ())):
-        console.warn(word)
-    for path in dict.fromkeys(path for step in steps for path in step.get("outdated", ())):
-        console.warn(f"{path} holds an older version than {path}.dvc names; doit brings that one where a step needs it")
-    return 0
+        also = {name: words for name, words in (("problems", told), ("notes", found.notes)) if words}
+        console.json({"steps": steps, **also})
+    else:
+        console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
+        for word in dict.fromkeys([*(word for step in steps for word in step.get("lacking", ())), *found.notes]):
+            console.warn(word)
+        for path in dict.fromkeys(path for step in steps for path in step.get("outdated", ())):
+            older = f"{path} holds an older version than {path}.dvc names"
+            console.warn(f"{older}; doit brings that one where a step needs it")
+    if told:
+        console.error("\n".join(told))
+    return InputError.exit_code if told else 0
 
 
 def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -82,6 +88,10 @@ def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     reasons = step["reasons"]
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     action = "-" if step["action"] == "none" else "perhaps" if step.get("perhaps") else step["action"]
+    if step.get("blocked"):
+        action = "cannot run"
+    if step["action"] == "run" and items["total"] and not items["todo"]:
+        shown += f" (all {items['total']} are there by then)"
     if asks := step.get("asks"):
         shown = "; ".join([*map(_asks, asks), *([shown] if shown else [])])
     return step["name"], action, counts if step["action"] == "run" else "", shown

@@ -5,6 +5,7 @@ All arithmetic is on integers, so every machine decides alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -110,3 +111,12 @@ def random_fits(width: int, height: int, bucket: Size, digest: str, count: int) 
 def _round(numerator: int, denominator: int) -> int:
     """The quotient, rounded half up."""
     return (2 * numerator + denominator) // (2 * denominator)
+
+
+def unfit(sizes: Iterable[Size], multiple: int) -> str | None:
+    """What is wrong with buckets on a base whose pictures have sides of multiples of a number; None if nothing is."""
+    odd = sorted({size for size in sizes if any(side % multiple for side in size)})
+    if not odd:
+        return None
+    shown = ", ".join(f"{width}×{height}" for width, height in odd)
+    return f"buckets {shown}: sides must be multiples of {multiple} for this base; choose such a step"

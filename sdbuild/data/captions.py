@@ -98,14 +98,18 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
     problems: list[Problem] = []
     differing: list[str] = []
     given: dict[str, str] = {}
+    alone: list[str] = []
     for index in sorted(by_dataset):
         dataset = spec["datasets"][index]
         path = PurePosixPath(dataset["path"]).as_posix()
         try:
-            sidecars = Sidecars(scan(project / path).sidecars)
+            listing = scan(project / path)
         except OSError as error:
             problems.append(Problem(file=path, message=f"this folder cannot be listed ({error.strerror})"))
             continue
+        sidecars = Sidecars(listing.sidecars)
+        owned = {each for picture in listing.pictures for each in sidecars.of(picture)}
+        alone += [f"{path}/{each}" for each in listing.sidecars if each not in owned]
         folder = Folder(
             path=path,
             project=project,
@@ -124,7 +128,10 @@ def caption_records(images: Iterable[ImageRecord], spec: Mapping[str, Any], proj
     records.sort(key=lambda row: (row.dataset, row.digest))
     left.sort(key=lambda each: (each.image.dataset, each.image.digest))
     return Captions(
-        records=tuple(records), problems=tuple(problems), warnings=tuple(_warnings(differing, given)), open=tuple(left)
+        records=tuple(records),
+        problems=tuple(problems),
+        warnings=tuple(_warnings(differing, given, alone)),
+        open=tuple(left),
     )
 
 
@@ -374,7 +381,7 @@ def _jsonl_row(line: str, keys: Sequence[Sequence[str]]) -> tuple[str, Texts] | 
     return nfc(PurePosixPath(picture).as_posix()), tuple(map(clean, texts))
 
 
-def _warnings(differing: Sequence[str], given: Mapping[str, str]) -> Iterator[str]:
+def _warnings(differing: Sequence[str], given: Mapping[str, str], alone: Sequence[str]) -> Iterator[str]:
     if differing:
         what = "picture occurs" if len(differing) == 1 else "pictures occur"
         yield (
@@ -386,3 +393,6 @@ def _warnings(differing: Sequence[str], given: Mapping[str, str]) -> Iterator[st
             f"{what} captioned by a name that a camera or program gave ({path}: {text!r}); "
             "write captions, or set caption: {from: template, text: …}"
         )
+    if alone:
+        what = "1 caption file belongs" if len(alone) == 1 else f"{len(alone)} caption files belong"
+        yield f"{what} to no picture, so nothing reads it ({alone[0]}{', …' if len(alone) > 1 else ''})"

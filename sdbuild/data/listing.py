@@ -33,6 +33,11 @@ UNREAD = frozenset(
 """Endings of pictures in formats that are not read; worth a word, as they would be missed."""
 
 
+def no_pictures() -> str:
+    """What to say of a dataset without any."""
+    return f"holds no pictures; put some there ({', '.join(sorted(PICTURES))})"
+
+
 def ending(name: str) -> str:
     """The ending of a file name in lower case, with its dot; empty for none."""
     return os.path.splitext(name)[1].lower()

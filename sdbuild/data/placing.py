@@ -111,11 +111,11 @@ def hold_out(
         count = sum(record.dataset == index for record in records)
         if count and index not in trained:
             wanted = dataset["holdout"]
-            message = f"holdout is {wanted}, but only {count} of its pictures can be used: lower it to {count - 1}"
-            if wanted < count:
-                message = "all its pictures are held out of this or another dataset: lower holdout"
             folder = PurePosixPath(dataset["path"]).as_posix()
-            findings.datasets.append(Problem(file=folder, field=f"datasets.{index}.holdout", message=message))
+            message = f"is {wanted}, but only {count} pictures of {folder} can be used: lower it to {count - 1}"
+            if wanted < count:
+                message = f"all pictures of {folder} are held out of this or another dataset: lower holdout"
+            findings.datasets.append(Problem(field=f"datasets[{index}].holdout", message=message))
     return [replace(record, split="holdout") if record.digest in held else record for record in records]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,32 @@ T5 = ("text_encoder_3", "tokenizer_3")
 VAE = (".", "vae")
 """Where a repository has its VAE."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+KNOWN = (
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "stabilityai/stable-diffusion-xl-refiner-1.0",
+    "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stabilityai/stable-diffusion-3.5-medium",
+    "stabilityai/stable-diffusion-3.5-large",
+    "stabilityai/sd-vae-ft-mse",
+    "madebyollin/sdxl-vae-fp16-fix",
+)
+"""Ids of models that many use, to tell a misspelt one."""
+
+
+def hint(model: str) -> str:
+    """The nearest known id, or one that is on this machine, in brackets; empty if it is one itself or none is near."""
+    try:
+        here = [name.removeprefix("models--").replace("--", "/", 1) for name in os.listdir(hub_cache())]
+    except OSError:
+        here = []
+    known = list(dict.fromkeys([*here, *KNOWN]))
+    near = [] if model in known else difflib.get_close_matches(model, known, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def snapshot(model: str, revision: str | None) -> Path | None:
@@ -157,14 +184,16 @@ def _download(model: str, revision: str | None, patterns: list[str], ignored: li
         page = f"https://huggingface.co/{model}"
         raise DataError(f"{word}: needs its licence accepted at {page}, then `hf auth login` or HF_TOKEN") from None
     except errors.RepositoryNotFoundError:
-        raise DataError(f"{word}: the hub has no such model, or it is private (`hf auth login` or HF_TOKEN)") from None
+        raise DataError(
+            f"{word}: the hub has no such model{hint(model)}, or it is private (`hf auth login` or HF_TOKEN)"
+        ) from None
     except errors.RevisionNotFoundError:
         raise DataError(f"{word}: has no revision {revision}; leave it out, or give a commit of its history") from None
     except errors.HFValidationError:
         raise DataError(f"{word}: is no hub id; one is org/name, of letters, digits, -, _ and .") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         raise DataError(
-            f"{word}{at}: is not on this machine and the hub cannot be reached; connect and retry"
+            f"{word}{at}: is not on this machine and the hub cannot be reached; connect and retry{hint(model)}"
         ) from None
     except errors.HfHubHTTPError as error:
         raise DataError(f"{word}{at}: the hub refused ({_first_line(error)}); build again later") from error

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sdbuild import families
 from sdbuild.errors import DataError, Problem
-from sdbuild.families import compose, hub, single
+from sdbuild.families import compose, hub, pickles, single
 from sdbuild.families.description import Description
 from sdbuild.families.layout import INDEX, WEIGHTS, damages, part_problems, read_config
 from sdbuild.recipe.places import config_place, embedded, is_hub_id, is_pickle, place_of
@@ -157,6 +157,14 @@ def commits(source: Source, project: Path) -> Commits:
     return Commits(**{name: found.get(name) for name in ("model", "vae", "refiner")})
 
 
+def predicts(folder: Path) -> str:
+    """What a base predicts, as recipes call it; a kind that is not known is named as its scheduler does."""
+    if "transformer" in families.describe(folder).classes:
+        return "flow"
+    said = str(read_config(folder, "scheduler").get("prediction_type", "epsilon"))
+    return {"v_prediction": "v", "sample": "x0"}.get(said, said)
+
+
 def problems(source: Source, folder: Path) -> list[Problem]:
     """What a recipe says of its base that is not so of the base itself."""
     described = families.describe(folder)
@@ -214,8 +222,10 @@ def foreseen(source: Source, project: Path) -> list[Problem]:
         DataError: it cannot be converted.
     """
     place = place_of(source.model, project)
-    if place is None or not place.is_file() or is_pickle(source.model):
+    if place is None or not place.is_file():
         return []
+    if is_pickle(source.model):
+        return _of_family(source, single.identify(pickles.names_in(place), place))
     return _of_family(source, single.look(place, _configurations(source, project)))
 
 

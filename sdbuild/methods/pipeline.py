@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,15 @@ class PipelineLora:
                 layer.set_adapter(active)
 
 
-def load_lora(pipeline: Any, file: Path, name: str) -> PipelineLora:
+def load_lora(pipeline: Any, file: Path) -> PipelineLora:
     """Load a LoRA file, in diffusers' names or in kohya's; it is on, beside those loaded before.
 
     Raises:
         ValueError: the file holds nothing for this pipeline.
     """
-    known = re.sub(r"\W", "_", name)  # PEFT makes modules of these names
+    # PEFT makes modules of these names, which must be no words of torch's: no recipe's name is put there.
+    loaded = {name for part in pipeline.components.values() for name in getattr(part, "peft_config", ())}
+    known = f"adapter_{len(loaded)}"
     before = {id(layer): list(layer.active_adapters) for layer in _layers(pipeline) if not layer.disable_adapters}
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=known, local_files_only=True)
     for layer in _layers(pipeline):

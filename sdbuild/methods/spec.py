@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from sdbuild.recipe.spec import Distinct, Prompt, Sampler, Seed, Spec, Text
+from sdbuild.recipe.spec import Distinct, Guidance, Prompt, Sampler, Seed, Spec, Text
 from sdbuild.storage.wording import unescaped
 
 Side = Literal["denoiser", "text"]
@@ -33,7 +33,7 @@ Targets = Annotated[
 class _Prior(Spec):
     prompt: Prompt
     """Names the class without the rare word, such as `a cat`: what the base is to go on knowing."""
-    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    weight: Annotated[float, Field(ge=1e-6, le=100)] = 1.0
     """Weight of its loss; that of the recipe's own pictures is 1."""
 
     def taught(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class ClassPictures(_Prior):
     """Sampler that they are drawn with."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
     """Denoising steps a picture."""
-    guidance: Annotated[float, Field(ge=0)] = 7.5
+    guidance: Guidance = 7.5
     """Classifier-free guidance; 1 and less turn it off."""
     offload: bool = False
     """Whether each network is on the GPU only while it computes: less of its memory, and slower."""
@@ -246,7 +246,7 @@ def is_unread(pattern: str) -> bool:
 
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
-Alpha = Annotated[float, Field(gt=0)]
+Alpha = Annotated[float, Field(ge=0.001, le=16_384)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

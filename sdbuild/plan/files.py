@@ -18,16 +18,23 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./:-]*[A-Za-z0-9_.
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
-def render_dvc_yaml(steps: Iterable[Step]) -> str:
+def render_dvc_yaml(steps: Iterable[Step], kept: Mapping[str, Mapping[str, str]] | None = None) -> str:
     """Text of `dvc.yaml`: a stage a step, in plan order; losses and grids as plots; each adapter as a model.
+
+    What is `kept`, the text of entries by section and name, stands behind them as it is.
 
     Written by hand rather than by a YAML library: a thousand stages are rendered at every build, in milliseconds.
     """
     steps = list(steps)
-    stages = [line for step in steps for line in _stage(step)]
-    if not stages:
+    parts = {
+        "stages": [line for step in steps for line in _stage(step)],
+        "plots": list(_plots(steps)),
+        "artifacts": list(_artifacts(steps)),
+    }
+    for title, entries in (kept or {}).items():
+        parts.setdefault(title, []).extend(entry.rstrip("\n") for entry in entries.values())
+    if not parts["stages"]:
         return f"{HEADER}stages: {{}}\n"
-    parts = {"stages": stages, "plots": list(_plots(steps)), "artifacts": list(_artifacts(steps))}
     return HEADER + "".join("\n".join((f"{title}:", *lines, "")) for title, lines in parts.items() if lines)
 
 

@@ -20,6 +20,11 @@ def misnamed(recipes: Sequence[Recipe], project: Path) -> Iterator[Problem]:
                 yield Problem(file=f"recipes/{recipe.group}.yaml", field=f"base.{field}", message=wrong)
 
 
+def makers(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Fields whose values other recipes build, with the names of those recipes."""
+    return ((f"base.{field}", maker) for field, _, maker in _built(recipe))
+
+
 def _built(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Fields that name what a recipe builds, with their values and the names of those recipes."""
     for field, path in (("model", recipe.base.model), ("vae", recipe.base.vae)):

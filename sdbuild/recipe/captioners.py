@@ -114,9 +114,9 @@ Words = Annotated[int, Field(ge=1, le=1000)]
 class Prices(Spec):
     """What a model costs, in US dollars a million tokens."""
 
-    input: Annotated[float, Field(ge=0)]
+    input: Annotated[float, Field(ge=0, le=1_000_000)]
     """Of what is sent, pictures included."""
-    output: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0, le=1_000_000)]
     """Of what is answered."""
 
 
@@ -165,7 +165,7 @@ class ModelCaptioner(Instructed):
     """What goes behind each finished caption."""
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 512
     """Most tokens of an answer; one that is longer is asked for once more with twice as many."""
-    max_images: Annotated[int, Field(ge=0)] | None = None
+    max_images: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
     """Most pictures of the dataset that one build may caption; with more it stops before the first."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -200,7 +200,7 @@ class Hosted(ModelCaptioner):
     """Whether the provider's batch interface is used: half the price, and answers within a day."""
     prices: Prices | None = None
     """Prices of the model, where sdbuild does not know them or they have changed."""
-    max_cost: Annotated[float, Field(ge=0)] | None = None
+    max_cost: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Most US dollars that one build may spend on the dataset; it stops before, what was paid for is kept."""
 
     def rules(self) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,7 @@ class Tags(Spec):
 
     separator: Text = ","
     """What parts the tags of a caption."""
-    keep: Annotated[int, Field(ge=0)] = 1
+    keep: Annotated[int, Field(ge=0, le=1000)] = 1
     """Number of tags that stay in front, as they are; the trigger is part of the first."""
     shuffle: bool = True
     """Whether the other tags come in a drawn order."""
@@ -100,7 +100,7 @@ class Dataset(Spec):
     """How often each picture is seen in one pass, for weight among several datasets."""
     weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Share in all that is seen, relative to the other datasets' weights, whatever their numbers of pictures."""
-    holdout: Annotated[int, Field(ge=0)] = 0
+    holdout: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Number of pictures kept for validation, chosen by their content."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -112,7 +112,7 @@ class Dataset(Spec):
 class Buckets(Spec):
     """Shapes that pictures are fitted to, near the area of the resolution."""
 
-    step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    step: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 64
     """Sides are multiples of this, in pixels; itself a multiple of 8."""
     max_aspect: Annotated[float, Field(ge=1, le=16)] = 2.0
     """Longest side divided by shortest; 1 makes all buckets square."""

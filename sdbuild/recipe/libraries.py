@@ -1,10 +1,13 @@
-"""Libraries that some settings need and that are installed only where somebody wants them; nothing is imported."""
+"""What some settings need and not every machine has: libraries, and keys of providers; nothing is imported."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from sdbuild.recipe.captioners import Hosted, OpenAI
 
 if TYPE_CHECKING:
     from sdbuild.recipe.models import Recipe
@@ -47,3 +50,18 @@ def missing(recipe: Recipe) -> Iterator[str]:
         if module is not None and find_spec(module) is None:
             yield f'{setting} needs {module}, which is not installed: pip install "sdbuild[optimizers]"'
     yield from filter(None, map(tracker_missing, train.trackers))
+
+
+def keys_missing(recipe: Recipe) -> Iterator[str]:
+    """Say what a recipe needs to ask models for captions and this machine lacks: a client, or a key."""
+    for index, dataset in enumerate(recipe.datasets):
+        caption = dataset.caption
+        if not isinstance(caption, Hosted):
+            continue
+        field = f"datasets[{index}].caption"
+        if find_spec(caption.source) is None:
+            yield f'{field}: the client of {caption.source} is not installed: pip install "sdbuild[{caption.source}]"'
+        own_server = isinstance(caption, OpenAI) and (caption.base_url or os.environ.get("OPENAI_BASE_URL"))
+        variable = caption.key_variable if isinstance(caption, OpenAI) else "ANTHROPIC_API_KEY"
+        if not own_server and not os.environ.get(variable, "").strip():
+            yield f"{field}: {variable} is not set; no model can be asked until it is in the environment"

@@ -8,22 +8,78 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sdbuild.errors import Problem, RecipeError, UsageError
-from sdbuild.recipe.built import misnamed
+from sdbuild.recipe.built import makers, misnamed
 from sdbuild.recipe.inherit import Chain, Documents, merged, place
-from sdbuild.recipe.matrix import MATRIX, Found, Variant, blame, read_matrix, too_long, variants
+from sdbuild.recipe.matrix import MATRIX, Found, Variant, blame, field_path, read_matrix, too_long, variants
 from sdbuild.recipe.messages import explain
 from sdbuild.recipe.mixed import mixed
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.names import wrong_name
+from sdbuild.recipe.names import group_of, wrong_name
 from sdbuild.recipe.path import FieldPath, dotted
 
 FOLDER = "recipes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """A file in `recipes/` that makes no recipe."""
+
+    file: str
+    """Relative to the project."""
+    problems: tuple[Problem, ...]
+    waits: bool = False
+    """Whether nothing is wrong with it but that it waits for another that is refused."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, if the file's is one."""
+        return os.path.splitext(os.path.basename(self.file))[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """The recipes of a project: those that are right, and files that make none."""
+
+    recipes: list[Recipe]
+    """Sorted by name, each variant of a matrix as one."""
+    refused: tuple[Refused, ...] = ()
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Names of what is refused; what they built is no garbage."""
+        return frozenset(each.name for each in self.refused)
+
+    def choose(self, names: Iterable[str]) -> list[Recipe]:
+        """Those that are named; see `choose`.
+
+        Raises:
+            RecipeError: one of them is refused; with its problems.
+            UsageError: there is no recipe of a name.
+        """
+        wanted = list(names)
+        if wrong := self.problems(wanted):
+            raise RecipeError(wrong)
+        return choose(self.recipes, wanted)
+
+    def problems(self, names: Sequence[str] = ()) -> list[Problem]:
+        """What is wrong with some recipes, or with all; of all, those that only wait for others are not told."""
+        told = [
+            each
+            for each in self.refused
+            if (any(group_of(name) == each.name for name in names) if names else not each.waits)
+        ]
+        return list(dict.fromkeys(problem for each in told for problem in each.problems))
+
+    def known(self, names: Sequence[str]) -> list[str]:
+        """Names without those of what is refused."""
+        return [name for name in names if group_of(name) not in self.unread]
 
 
 def load_project(project: Path) -> list[Recipe]:
@@ -32,10 +88,87 @@ def load_project(project: Path) -> list[Recipe]:
     Raises:
         RecipeError: with all problems of all recipes.
     """
-    recipes = load_recipes(recipe_files(project), project)
-    if problems := dict.fromkeys([*misnamed(recipes, project), *mixed(recipes)]):
-        raise RecipeError(problems)
-    return recipes
+    loaded = read_project(project)
+    if loaded.refused:
+        raise RecipeError(loaded.problems())
+    return loaded.recipes
+
+
+def read_project(project: Path) -> Loaded:
+    """Load what can be loaded of a project's recipes: one that is wrong stops itself, and those that wait for it.
+
+    Raises:
+        RecipeError: the folder cannot be listed.
+    """
+    documents = Documents(project)
+    recipes: list[Recipe] = []
+    refused: dict[str, Refused] = {}
+    for path in recipe_files(project):
+        file = _relative(path, project)
+        loaded, problems = _load(file, project, documents)
+        if problems:
+            refused[file] = Refused(file=file, problems=tuple(dict.fromkeys(problems)))
+        else:
+            recipes += loaded
+    while new := _waiting(recipes, refused, documents) or _at_odds(recipes, project, documents):
+        refused |= new
+        recipes = [recipe for recipe in recipes if _file_of(recipe) not in new]
+    return Loaded(recipes=recipes, refused=tuple(refused[file] for file in sorted(refused)))
+
+
+def located(problems: Iterable[Problem], project: Path, documents: Documents | None = None) -> list[Problem]:
+    """Problems of recipes' fields with the file and line where each field stands, those of a matrix's values too."""
+    documents = documents or Documents(project)
+    return [_located(problem, documents) for problem in problems]
+
+
+def _located(problem: Problem, documents: Documents) -> Problem:
+    file = problem.file or ""
+    if problem.line is not None or not problem.field or not file.startswith(f"{FOLDER}/"):
+        return problem
+    chain = documents.chain(file)
+    path = field_path(problem.field)
+    root = chain.documents[0].root
+    varied = (merged(chain.documents).get(MATRIX) if root is not None else None) or {}
+    for key in varied if isinstance(varied, Mapping) else ():
+        own = field_path(key)
+        if own[: len(path)] == path or path[: len(own)] == own:
+            path = (MATRIX, key)
+            break
+    file, line = place(chain.documents, path)
+    return replace(problem, file=file, line=line)
+
+
+def _file_of(recipe: Recipe) -> str:
+    return f"{FOLDER}/{recipe.group}.yaml"
+
+
+def _waiting(recipes: Sequence[Recipe], refused: Mapping[str, Refused], documents: Documents) -> dict[str, Refused]:
+    """Recipes that need what one that is refused would build."""
+    found: dict[str, Refused] = {}
+    for recipe in recipes:
+        for field, maker in (*makers(recipe), *_mixed_in(recipe)):
+            other = refused.get(f"{FOLDER}/{group_of(maker)}.yaml")
+            if other is not None and _file_of(recipe) not in found:
+                message = f"waits for {group_of(maker)}, which is wrong itself; mend {other.file}"
+                told = _located(Problem(file=_file_of(recipe), field=field, message=message), documents)
+                found[_file_of(recipe)] = Refused(file=_file_of(recipe), problems=(told,), waits=True)
+    return found
+
+
+def _mixed_in(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for index, other in enumerate(recipe.sample.adapters if recipe.sample else ()):
+        if other.recipe is not None:
+            yield f"sample.adapters[{index}].recipe", other.recipe
+
+
+def _at_odds(recipes: Sequence[Recipe], project: Path, documents: Documents) -> dict[str, Refused]:
+    """Recipes that are right by themselves and do not go with the others."""
+    found: dict[str, dict[Problem, None]] = {}
+    for problem in (*misnamed(recipes, project), *mixed(recipes)):
+        assert problem.file is not None
+        found.setdefault(problem.file, {})[_located(problem, documents)] = None
+    return {file: Refused(file=file, problems=tuple(problems)) for file, problems in found.items()}
 
 
 def load_recipe(path: Path, project: Path) -> Recipe:

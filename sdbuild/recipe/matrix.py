@@ -22,14 +22,12 @@ from pydantic import BaseModel
 from sdbuild.recipe.inherit import merge_value
 from sdbuild.recipe.messages import field_of, models_in, wrong_type
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.names import VARIANT, dvc_name
+from sdbuild.recipe.names import LONGEST, VARIANT, dvc_name
 from sdbuild.recipe.path import FieldPath, dotted
 
 MATRIX = "matrix"
 MOST = 256
 """Variants of one recipe."""
-LONGEST = 180
-"""Letters in a variant's name, which is also a file's."""
 FIXED = ("name", "extends", MATRIX, "remote")
 """Sections that are the same in all variants: no adapter depends on them."""
 _LONG_VALUE = 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sdbuild.errors import Problem
+from sdbuild.methods.lora.spec import Lora
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import group_of
 
@@ -41,6 +42,13 @@ def _clash(other: Recipe, before: dict[str, Recipe]) -> str | None:
         if earlier.method.trains_base and other.method.trains_base:
             remedy = "leave it out, or mix a copy of the LoRA that method.extract makes of it"
             return f"{other.name} makes a whole checkpoint, as {name} does, and a grid is drawn with one; {remedy}"
+        if all(_has_lengths(each) for each in (earlier, other)):
+            return f"{other.name} is a LoRA with dora, as {name} is, and a grid takes one; leave one out"
         if same := sorted({*earlier.method.words} & {*other.method.words}):
             return f"{other.name} learns {same[0]!r}, as {name} does, and a prompt cannot mean both; rename one"
     return None
+
+
+def _has_lengths(recipe: Recipe) -> bool:
+    """Whether it makes a LoRA with a length for each output, which stands between the base and all else."""
+    return isinstance(recipe.method, Lora) and recipe.method.dora and recipe.method.dora_axis != "input"

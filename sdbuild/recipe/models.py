@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from sdbuild.methods.lora.spec import Lora
+from sdbuild.methods.pivotal.spec import Pivotal
 from sdbuild.methods.spec import KeptPrediction, Rated
 from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
+from sdbuild.recipe.extremes import extremes
+from sdbuild.recipe.idle import idle
 from sdbuild.recipe.methods import Method
 from sdbuild.recipe.names import group_of
 from sdbuild.recipe.prompting import prompt_doubts
@@ -76,6 +79,7 @@ class Recipe(Spec):
                     yield f"datasets.{index}.resolutions.{position}", misfit
         yield from self._looking_rules()
         yield from self._rate_rules()
+        yield from self._timing_rules()
         for index, other in enumerate(self.sample.adapters if self.sample else ()):
             if other.recipe is not None and other.recipe in (self.name, self.group):
                 yield f"sample.adapters.{index}.recipe", "is this recipe, whose adapter is drawn anyway; remove it"
@@ -89,6 +93,13 @@ class Recipe(Spec):
         if isinstance(self.method.preserved, KeptPrediction) and self.train.prediction != "base":
             message = "the base's prediction is kept, and the adapter learns another one; set train.prediction: base"
             yield "method.prior.from", message
+
+    def _timing_rules(self) -> Iterator[tuple[str, str]]:
+        """What begins late begins before the end."""
+        method, steps = self.method, self.train.steps
+        if isinstance(method, Pivotal) and method.lora_from * steps > steps - 1:
+            message = f"{method.lora_from:g} of {steps} steps is after the last one, so the LoRA is never trained"
+            yield "method.lora_from", f"{message}; lower it, or train longer"
 
     def _rate_rules(self) -> Iterator[tuple[str, str]]:
         kind = self.method.kind
@@ -122,6 +133,8 @@ class Recipe(Spec):
         yield from prompt_doubts(self)
         yield from rate_doubts(self)
         yield from self.method.doubts()
+        yield from extremes(self)
+        yield from (f"{key} changes nothing: {why}; remove it" for key, why in idle(self))
         prior = self.method.preserved
         for index, dataset in enumerate(self.datasets if prior else ()):
             assert prior is not None

@@ -12,6 +12,8 @@ RESERVED = frozenset(
     }
 )
 """Words that `doit NAME` takes for a command of its own, or might."""
+LONGEST = 180
+"""Letters in the name of a recipe or variant, which is also a file's."""
 VARIANT = "@"
 """Stands between a recipe's name and what a variant of its matrix has: `cat@rank-4,learning_rate-0.001`."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -34,6 +36,8 @@ def wrong_name(name: str) -> str | None:
     if not _NAME.fullmatch(name):
         better = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "my-recipe"
         return f"a recipe's name has small letters, digits and dashes only; rename the file to {better}.yaml"
+    if len(name) > LONGEST:
+        return f"a recipe's name has at most {LONGEST} letters, this one has {len(name)}; rename the file"
     if name in RESERVED:
         return f"{name!r} is a command of doit; rename the file, for instance to my-{name}.yaml"
     for step in STEPS:

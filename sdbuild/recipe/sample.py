@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from sdbuild.recipe.places import adapter_file, other_recipe
-from sdbuild.recipe.spec import Distinct, Prompt, Sampler, Seed, Spec, Text, Unsaid
+from sdbuild.recipe.spec import Distinct, Guidance, Prompt, Sampler, Seed, Spec, Strength, Text, Unsaid
 
 
 class OtherAdapter(Spec):
@@ -18,7 +18,7 @@ class OtherAdapter(Spec):
     """The recipe that makes it; it is built first."""
     path: Annotated[Text, AfterValidator(adapter_file)] | None = None
     """File of a LoRA or one of its kin, in the names of diffusers, kohya or LyCORIS; or of a hypernetwork made here."""
-    strength: float = 1.0
+    strength: Strength = 1.0
     """How much of it is added."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -38,13 +38,13 @@ class Sample(Spec):
     """What guidance leads away from."""
     seeds: Distinct[Seed] = (0,)
     """Seeds of the first noise; the same seed is the same noise at every strength."""
-    strengths: Distinct[float] = (0.0, 1.0)
+    strengths: Distinct[Strength] = (0.0, 1.0)
     """Strengths of the adapter; 0 is the base alone."""
     scheduler: Sampler = "dpm++"
     """Sampler, by the name that people know."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Denoising steps a picture."""
-    guidance: Annotated[float, Field(ge=0)] = 7.5
+    guidance: Guidance = 7.5
     """Classifier-free guidance; 1 and less turn it off."""
     adapters: Annotated[tuple[OtherAdapter, ...], Field(strict=False, max_length=7)] = ()
     """Other adapters in all pictures, beside this recipe's at its strengths; of strength 0 are then these alone."""
@@ -52,7 +52,7 @@ class Sample(Spec):
     """Whether pictures are compared with those trained on, which tells learning by heart: `samples.metrics.json`."""
     offload: bool = False
     """Whether each network is on the GPU only while it computes: less of its memory, and slower."""
-    every: Annotated[int, Field(ge=1)] | None = None
+    every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Steps between adapters kept on the way (`train.save_every`) that are drawn, in `progress.png`; null for none."""
     refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the steps after which `base.refiner` goes on, where there is one."""

@@ -96,6 +96,10 @@ Distinct = Annotated[Some[Item], AfterValidator(_unique)]
 Choice = Annotated[tuple[Item, ...], Field(strict=False), AfterValidator(_unique)]
 """A list, perhaps empty, with no entry twice."""
 Text = Annotated[str, Field(min_length=1)]
+Strength = Annotated[float, Field(ge=-100, le=100)]
+"""How much of an adapter is added; 1 is as it was trained."""
+Guidance = Annotated[float, Field(ge=0, le=100)]
+"""Classifier-free guidance."""
 
 
 def _seen(text: str) -> str:

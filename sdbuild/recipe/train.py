@@ -10,7 +10,7 @@ from pydantic import Field
 from sdbuild.recipe.spec import Choice, Seed, Spec
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "trackio", "swanlab"]
-Rate = Annotated[float, Field(gt=0, le=10)]
+Rate = Annotated[float, Field(ge=1e-10, le=10)]
 
 
 class LearningRates(Spec):
@@ -45,7 +45,7 @@ class SquaredError(Spec):
 
 
 class _Robust(Spec):
-    delta: Annotated[float, Field(gt=0, le=1)] = 0.1
+    delta: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Error from which the loss grows linearly, where it is smallest."""
     schedule: Literal["constant", "exponential", "snr"] = "snr"
     """How delta depends on the timestep: not at all, or falling from 1 with the timestep or with the share of noise."""
@@ -76,7 +76,7 @@ class MinSnr(Spec):
     """Min-SNR-γ (Hang et al., 2023): timesteps with little noise weigh less."""
 
     kind: Literal["min-snr"] = "min-snr"
-    gamma: Annotated[float, Field(gt=0)] = 5.0
+    gamma: Annotated[float, Field(ge=0.001, le=100_000)] = 5.0
     """Signal-to-noise ratio from which timesteps weigh less."""
 
 
@@ -90,7 +90,7 @@ Weighting = Annotated[EqualWeights | MinSnr | Debiased, Field(discriminator="kin
 
 
 class _Timesteps(Spec):
-    shift: Annotated[float, Field(gt=0, le=100)] = 1.0
+    shift: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Above 1 moves timesteps towards noise (Esser et al., 2024); large pictures want more."""
     low: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Lowest timestep, as a share of all: 0 is the picture."""
@@ -121,7 +121,7 @@ class LogitNormal(_Timesteps):
     kind: Literal["logit-normal"] = "logit-normal"
     mean: Annotated[float, Field(ge=-10, le=10)] = 0.0
     """Mean of the timestep's logit; above 0 moves it towards noise."""
-    std: Annotated[float, Field(gt=0, le=10)] = 1.0
+    std: Annotated[float, Field(ge=0.001, le=10)] = 1.0
     """Standard deviation of the timestep's logit."""
 
 
@@ -171,13 +171,13 @@ class Train(Spec):
     """Pictures at a time."""
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Batches a step: the result of a batch so many times as large, in the memory of one."""
-    processes: Annotated[int, Field(ge=1, le=65_536)] = 1
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes that share the pictures of each step, one a GPU where there are any: the same training, sooner."""
     learning_rate: Rate = Field(default_factory=lambda: 1e-4)
     """Highest learning rate of the schedule. The default is the usual one of method and optimizer."""
     learning_rates: LearningRates = Field(default_factory=LearningRates)
     """Other learning rates for parts of the base."""
-    lora_plus_ratio: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    lora_plus_ratio: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Learning rate of LoRA's second factor, B, over that of the first (LoRA+, Hayou et al., 2024); 16 is usual."""
     optimizer: Literal[
         "adamw",
@@ -193,15 +193,15 @@ class Train(Spec):
         "sgd",
     ] = "adamw"
     """What turns gradients into steps; all but `adamw`, `adafactor` and `sgd` need the extra `optimizers`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Decoupled weight decay, a share of the learning rate."""
     schedule: Literal["constant", "cosine", "linear", "polynomial", "restarts"] = "constant"
     """How the learning rate goes on after the warmup: stays, or falls to zero at the last step (or several times)."""
-    power: Annotated[float, Field(gt=0, le=100)] = 2.0
+    power: Annotated[float, Field(ge=0.01, le=100)] = 2.0
     """Of the polynomial schedule: how steeply it falls at first."""
     cycles: Annotated[int, Field(ge=1, le=1000)] = 1
     """Of the schedule with restarts: how often it falls from the highest rate to zero."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Steps in which the learning rate rises from zero."""
     prediction: Literal["base", "epsilon", "v", "x0", "flow"] = "base"
     """What the denoiser learns to predict: as the base does, or noise, velocity, picture, or the way between them."""
@@ -227,20 +227,20 @@ class Train(Spec):
     """Decides the adapter's start, and the order, noise and timesteps of all steps."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of records that are seen without their caption, which guidance profits from."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    clip: Annotated[float, Field(ge=1e-6, le=1_000_000)] | None = 1.0
     """Largest norm of the gradient; null for no limit."""
-    rising_loss: Annotated[float, Field(gt=1)] | None = 3.0
+    rising_loss: Annotated[float, Field(gt=1, le=1_000_000)] | None = 3.0
     """How many times the loss of the first 100 steps, or of predicting nothing, stops a training; null for never."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] = 100
     """Steps between checkpoints, from which a killed training goes on."""
     validation_draws: Annotated[int, Field(ge=1, le=1024)] = Field(default=4, alias="validate")
     """Draws of noise and timestep for each held-out record when the validation loss is measured."""
 
-    validate_every: Annotated[int, Field(ge=1)] | None = None
+    validate_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Steps between validations while it trains, a row of `validation.csv` each; null for one at the end alone."""
     early_stop: EarlyStop | None = None
     """When to end before the last step, and to keep the best state instead of the last; null for never."""
-    save_every: Annotated[int, Field(ge=1)] | None = None
+    save_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Steps between adapters that are kept on the way, in `adapters/`; null for none."""
     save_most: Annotated[int, Field(ge=2, le=10_000)] | None = None
     """Most adapters kept on the way: when there are more, every second one is dropped; null for no limit."""
@@ -260,6 +260,12 @@ class Train(Spec):
                 f"{self.base_precision} cannot hold a base that is computed in {self.precision}; "
                 f"set precision: {self.base_precision}, or hold it in float32, int8 or nf4",
             )
+
+    def base_rules(self, predicts: str) -> Iterator[tuple[str, str]]:
+        """Yield what does not go with a base that predicts this, as recipes call it."""
+        yield from self.prediction_rules(predicts if self.prediction == "base" else self.prediction)
+        if predicts == "flow" and self.prediction not in ("base", "flow"):
+            yield "prediction", "this base is a flow and predicts nothing else; remove it"
 
     def prediction_rules(self, prediction: str) -> Iterator[tuple[str, str]]:
         """Yield what does not go with a prediction, which only the base decides where the recipe says `base`."""
@@ -293,12 +299,18 @@ class Train(Spec):
             yield "warmup", f"{self.warmup} is not less than steps {self.steps}; shorten it or train longer"
         if self.schedule == "restarts" and self.cycles == 1:
             yield "cycles", "must be at least 2 for schedule restarts; one fall is schedule cosine"
+        left = self.steps - self.warmup
+        if self.schedule == "restarts" and left >= 1 and self.cycles > max(1, left // 2):
+            yield "cycles", f"{self.cycles} falls do not fit into {left} steps, for each takes at least two; lower it"
         if self.schedule != "restarts" and self.cycles != 1:
             yield "cycles", f"schedule {self.schedule} has none; remove it or set schedule: restarts"
         if self.schedule != "polynomial" and self.power != 2.0:
             yield "power", f"schedule {self.schedule} has none; remove it or set schedule: polynomial"
 
     def _optimizer_rules(self) -> Iterator[tuple[str, str]]:
+        if self.learning_rate * self.weight_decay >= 1 and self.optimizer != "prodigy":
+            message = f"{self.weight_decay:g} times learning_rate {self.learning_rate:g} leaves nothing of the weights"
+            yield "weight_decay", f"{message}; 0.01 is usual"
         if self.optimizer == "prodigy":
             if self.learning_rate < 0.1:
                 yield "learning_rate", f"prodigy finds the rate itself and takes {self.learning_rate:g} times it; set 1"

@@ -15,7 +15,7 @@ from sdbuild.build.reasons import flat
 from sdbuild.console import Console
 from sdbuild.errors import UsageError
 from sdbuild.plan.model import Step
-from sdbuild.recipe.load import choose, load_project
+from sdbuild.recipe.load import read_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import group_of
 from sdbuild.report.grids import draw_beside
@@ -119,13 +119,13 @@ def compare(project: Project, names: Sequence[str], console: Console) -> Compari
         RecipeError: recipes are wrong.
         UsageError: there is no recipe of a name, or only one is named.
     """
-    recipes = load_project(project.root)
-    chosen = choose(recipes, names)
+    loaded = read_project(project.root)
+    chosen = loaded.choose(names)
     if len(chosen) < 2:
         raise UsageError(f"{chosen[0].name} is one recipe; name another to compare it with, or give it a matrix")
     settings = _settings(chosen)
     objects = Objects(project, console)
-    engine = Engine(project, recipes, console)
+    engine = Engine(project, loaded.recipes, console, loaded.unread)
     try:
         steps = [step for step in engine.steps.values() if step.final and step.recipe in settings]
         verdicts = {step.name: engine.oracle.judge(step.name) for step in steps}

@@ -10,7 +10,7 @@ from sdbuild.build.project import Project
 from sdbuild.build.revisions import Revisions
 from sdbuild.console import Console
 from sdbuild.errors import InputError
-from sdbuild.recipe.load import load_project
+from sdbuild.recipe.load import read_project
 from sdbuild.recipe.names import group_of
 from sdbuild.report.difference import Difference, contents, difference, same
 from sdbuild.report.grids import draw_beside
@@ -132,7 +132,7 @@ def _grid(objects: Objects, samples: str | None) -> str | None:
 def _unbuilt(project: Project, state: State, wanted: Sequence[str]) -> list[str]:
     """Recipes that are not what was built last; those that cannot be read are `sdbuild check`'s."""
     try:
-        recipes = load_project(project.root)
+        recipes = read_project(project.root).recipes
     except InputError:
         return []
     return [

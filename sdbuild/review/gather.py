@@ -31,7 +31,7 @@ from sdbuild.data.records import CaptionRecord, ImageRecord, read_captions, read
 from sdbuild.errors import DataError, Problem, UsageError
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import Base
-from sdbuild.recipe.load import choose, load_project
+from sdbuild.recipe.load import read_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.steps.contract import Inputs
 from sdbuild.steps.images import run as find_images
@@ -181,7 +181,7 @@ def gather(project: Project, name: str) -> Material:
 
 def _chosen(project: Project, name: str) -> tuple[Recipe, Mapping[str, Mapping[str, Any]]]:
     """A recipe and the specs of its steps; of variants with the same captions the first."""
-    variants = choose(load_project(project.root), [name])
+    variants = read_project(project.root).choose([name])
     specs = [{step.kind: step.spec for step in plan(recipe)} for recipe in variants]
     if len({json.dumps([spec["images"], spec["captions"]], sort_keys=True) for spec in specs}) > 1:
         names = ", ".join(recipe.name for recipe in variants)

@@ -12,7 +12,7 @@ from typing import Any
 from sdbuild.data.examine import examine
 from sdbuild.data.formats import format_of
 from sdbuild.data.gathered import gathered
-from sdbuild.data.listing import PICTURES, Listing, Sidecars, ending, nfc, scan
+from sdbuild.data.listing import Listing, Sidecars, ending, nfc, no_pictures, scan
 from sdbuild.data.masks import ALPHA, pair
 from sdbuild.data.pixelcache import CACHE_NAME, PixelCache
 from sdbuild.data.placing import Findings, hold_out, place
@@ -103,8 +103,7 @@ def _find(
             for relative, mask in paired.masks.items()
         }
         if not paired.pictures:
-            message = f"holds no pictures; put some there ({', '.join(sorted(PICTURES))})"
-            findings.datasets.append(Problem(file=folder, message=message))
+            findings.datasets.append(Problem(file=folder, message=no_pictures()))
         found += [(index, f"{folder}/{relative}") for relative in paired.pictures]
     return found, masks
 

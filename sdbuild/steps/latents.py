@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbuild import families
-from sdbuild.data.buckets import Size
+from sdbuild.data.buckets import Size, unfit
 from sdbuild.data.items import ItemStore, ShardReader, export, reuse
 from sdbuild.data.masks import ALPHA
 from sdbuild.data.placing import Findings
@@ -98,11 +98,7 @@ def _load(base: Path, spec: Mapping[str, Any], buckets: Iterable[Size]) -> Laten
     from sdbuild.families.contract import DTYPES
 
     family = families.load(base)
-    factor = family.multiple
-    odd = {bucket for bucket in buckets if any(side % factor for side in bucket)}
-    if odd:
-        sizes = ", ".join(f"{width}×{height}" for width, height in sorted(odd))
-        message = f"buckets {sizes}: sides must be multiples of {factor} for this base; choose such a step"
+    if message := unfit(buckets, family.multiple):
         raise DataError([Problem(field="images.buckets.step", message=message)])
     encoder = family.load_vae(DTYPES[spec["dtype"]], str(PartialState().device))
     if spec.get("vae_tiling"):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sdbuild import methods
-from sdbuild.errors import DataError, InputError, Problem
+from sdbuild.errors import DataError, InputError, Problem, RecipeError
 from sdbuild.families.contract import Component, Denoiser, Family, TextEncoder
 from sdbuild.methods import elsewhere
 from sdbuild.methods.contract import Adapter, Networks, Strength
@@ -27,7 +27,13 @@ from sdbuild.methods.pivotal.spec import Pivotal
 from sdbuild.methods.spec import Layered, MethodSpec
 from sdbuild.recipe.methods import method_of
 from sdbuild.storage.headers import read_header
+from sdbuild.training.optimizers import part_of
 from sdbuild.training.precision import Precision, checkpoint_gradients
+
+_NO_TEXT = (
+    "is true, and the modules that are named are none of a text encoder's, so nothing of it would be trained; "
+    "name some of those too, such as self_attn.*, or remove it"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,11 @@ class Model:
     def networks(self) -> Sequence[nn.Module]:
         """Those that a training step runs."""
         return (self.denoiser.module, *(self.text.modules.values() if self.text else ()))
+
+
+def untrained(method: MethodSpec, adapter: Adapter) -> frozenset[str]:
+    """Parts that are to be trained and of which nothing is, as learning rates call them."""
+    return frozenset(method.rated - {part_of(name) for name, _ in adapter.parameters()})
 
 
 def precision_of(method: MethodSpec, *, compute: str, base: str | None) -> Precision:
@@ -67,6 +78,8 @@ def assemble(
     if gradient_checkpointing:
         checkpoint_gradients(model.values())
     adapter = methods.load(method.kind).inject(networks(method, family, model, text), method, seed=seed)
+    if "text_encoder" in untrained(method, adapter):
+        raise RecipeError([Problem(field="method.text_encoder", message=_NO_TEXT)])
     return Model(denoiser=denoiser, text=text, adapter=adapter)
 
 
@@ -110,7 +123,7 @@ def apply(pipeline: Any, family: Family, own: Trained, others: Sequence[Other] =
     additions = [_trained(pipeline, family, own)]
     for index, other in enumerate(others):
         with _blamed(index, other):
-            additions.append(_other(pipeline, family, other, f"file_{index}"))
+            additions.append(_other(pipeline, family, other))
     found: dict[int, Strength] = {}
     for place in sorted(range(len(additions)), key=lambda place: additions[place].turn):
         with _blamed(place - 1, others[place - 1]) if place else nullcontext():
@@ -134,7 +147,7 @@ def _turn(method: MethodSpec) -> int:
     return 1 if isinstance(method, Lora) else 2 if isinstance(method, Layered) else 0
 
 
-def _other(pipeline: Any, family: Family, other: Other, name: str) -> _Addition:
+def _other(pipeline: Any, family: Family, other: Other) -> _Addition:
     if other.trained is not None:
         return _trained(pipeline, family, other.trained)
     assert other.file is not None
@@ -147,7 +160,7 @@ def _other(pipeline: Any, family: Family, other: Other, name: str) -> _Addition:
     model, _ = _networks_of(pipeline, family)
     parts = elsewhere.parts_of(load_file(other.file), model, family.key_map)
     if parts is None:  # names that diffusers knows
-        return _Addition(turn=1, add=partial(load_lora, pipeline, other.file, name))
+        return _Addition(turn=1, add=partial(load_lora, pipeline, other.file))
     return _Addition(turn=2, add=partial(elsewhere.add, parts, model))
 
 
@@ -173,7 +186,7 @@ def _blamed(index: int, other: Other) -> Iterator[None]:
     except InputError as error:
         told = (Problem(field=field, message=f"{other.name}: {each.message}") for each in error.problems)
         raise DataError(told) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         remedy = "it takes LoRAs and their kin that were made for a base of the same family"
         raise DataError([Problem(field=field, message=f"{other.name} does not go with this base; {remedy}")]) from error
 

@@ -17,7 +17,7 @@ from sdbuild import families
 from sdbuild.data.items import ShardReader
 from sdbuild.data.records import count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
-from sdbuild.families.contract import FlowSchedule, PredictionType, Schedule
+from sdbuild.families.contract import PredictionType, Schedule
 from sdbuild.methods.contract import Adapter, Staged
 from sdbuild.methods.narrowing import narrowing_of
 from sdbuild.methods.spec import MethodSpec
@@ -28,7 +28,6 @@ from sdbuild.steps import fit, results
 from sdbuild.steps.contract import Context, Inputs, Items
 from sdbuild.steps.largest import largest_of
 from sdbuild.steps.model import Model, assemble, precision_of
-from sdbuild.steps.prediction import outline
 from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
 from sdbuild.steps.shortage import memory_told
@@ -169,13 +168,10 @@ def check(spec: Mapping[str, Any], base: Path) -> None:
     """Refuse what could not be trained on a base, before there is anything to train on.
 
     Raises:
-        RecipeError: settings do not go with what is predicted, or patterns match nothing.
+        RecipeError: settings do not go with what is predicted.
     """
     family = families.load(base, clip_skip=spec.get("clip_skip", 1), weights=False)
     _objectives(Train.model_validate(spec["train"]), family.noise_schedule(), torch.device("cpu"))
-    method = spec["method"]
-    if isinstance(method.get("targets"), list) or any(method.get(key) for key in ("parts", "layers")):
-        outline(spec, base)
 
 
 def read_data(spec: Mapping[str, Any], inputs: Inputs, method: MethodSpec) -> Data:
@@ -226,10 +222,7 @@ def _objectives(settings: Train, schedule: Schedule, device: torch.device) -> tu
     """
     kinds = {name: kind for kind, name in NAMES.items()}
     prediction = schedule.prediction_type if settings.prediction == "base" else kinds[settings.prediction]
-    rules = list(settings.prediction_rules(NAMES[prediction]))
-    if isinstance(schedule, FlowSchedule) and prediction != "flow":
-        rules.append(("prediction", "this base is a flow and predicts nothing else; remove it"))
-    if rules:
+    if rules := list(settings.base_rules(NAMES[schedule.prediction_type])):
         raise RecipeError(Problem(field=f"train.{key}", message=message) for key, message in rules)
     plain: dict[str, Any] = {"prediction": prediction, "zero_terminal_snr": settings.noise.zero_terminal_snr}
     weighting, loss = settings.weighting.model_dump(), settings.loss.model_dump()

@@ -167,13 +167,18 @@ def group(
     groups: dict[float, list[Parameter]] = {}
     rates = {"text_encoder": text_encoder, "embeddings": embeddings}
     for name, parameter in named:
-        part = name.partition(".")[0].rstrip("_0123456789")
-        rate = rates.get(part, denoiser)
+        rate = rates.get(part_of(name), denoiser)
         share = 1.0 if rate is None else rate / learning_rate
         if name.endswith(SECOND_FACTOR):
             share *= second_factor
         groups.setdefault(share, []).append(parameter)
     return [{"params": parameters, "share": share} for share, parameters in groups.items()]
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter is of, as recipes call those that have learning rates of their own."""
+    part = name.partition(".")[0].rstrip("_0123456789")
+    return part if part in ("text_encoder", "embeddings") else "denoiser"
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

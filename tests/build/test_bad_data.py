@@ -78,7 +78,8 @@ def test_no_pictures(empty: Work) -> None:
 
 def test_hold_out_larger_than_the_data(work: Work) -> None:
     work.recipe(datasets=[{"path": "datasets/cats", "holdout": 9}])
-    assert "holdout is 9, but only 4 of its pictures can be used" in work.doit(code=2).err
+    told = "recipes/cat.yaml:5: datasets[0].holdout: is 9, but only 4 pictures of datasets/cats can be used"
+    assert told in work.doit(code=2).err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ ONE_LINE = [
     ),
     (GOOD + "train: {precision: half}\n", "3: train.precision: unknown value 'half'; choose from float32, bfloat16"),
     (GOOD + "train: {steps: 0}\n", "3: train.steps: must be at least 1, is 0"),
-    (GOOD + "train: {learning_rate: 0}\n", "3: train.learning_rate: must be greater than 0, is 0"),
+    (GOOD + "train: {learning_rate: 0}\n", "3: train.learning_rate: must be at least 1e-10, is 0"),
     (GOOD + "method: {kind: lora, dropout: 1}\n", "3: method.dropout: must be less than 1, is 1"),
     (GOOD + "images: {background: blue}\n", "3: images.background: 'blue' is not possible here (colour under"),
     (GOOD + "images: {buckets: {step: 12}}\n", "3: images.buckets.step: must be a multiple of 8, is 12"),

@@ -15,8 +15,8 @@ from gto.constants import name_re
 
 from sdbuild.errors import RecipeError, UsageError
 from sdbuild.recipe.load import choose, load_project
-from sdbuild.recipe.matrix import LONGEST, MOST
-from sdbuild.recipe.names import dvc_name
+from sdbuild.recipe.matrix import MOST
+from sdbuild.recipe.names import LONGEST, dvc_name
 from tests.recipe.helpers import DESIGN, GOOD, complaints, write
 
 

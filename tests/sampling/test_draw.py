@@ -53,7 +53,7 @@ class Nothing:
 def loaded(base: Path, lora: Path | None, **settings: Any) -> tuple[Any, Any, Family]:
     family = load(base, **settings)
     pipeline = family.pipeline()
-    return pipeline, Nothing() if lora is None else load_lora(pipeline, lora, "mine"), family
+    return pipeline, Nothing() if lora is None else load_lora(pipeline, lora), family
 
 
 def picture(pipeline: tuple[Any, Any, Family], settings: Settings = SETTINGS, **what: Any) -> np.ndarray[Any, Any]:

@@ -78,7 +78,7 @@ def test_pictures_are_those_of_diffusers(base: Path, tmp_path: Path) -> None:
     assert same(ours(pipeline, family), plain)
     assert same(ours(pipeline, family, negative="dark"), theirs(base, None, negative_prompt="dark"))
     lora = make_adapter(tmp_path, family)
-    adapter = load_lora(pipeline, lora, "mine")
+    adapter = load_lora(pipeline, lora)
     with_adapter = ours(pipeline, family, strength=1.0, adapter=adapter)
     assert same(with_adapter, theirs(base, lora))
     assert same(ours(pipeline, family, strength=0.0, adapter=adapter), plain)

@@ -259,7 +259,7 @@ def test_the_hold_out_is_chosen_by_digest(build: Build) -> None:
 def test_a_hold_out_larger_than_the_data(build: Build, holdout: int) -> None:
     build.put("a.png")
     build.put("b.png", seed=1)
-    message = rf"datasets/x: datasets\.0\.holdout: holdout is {holdout}, but only 2 of its pictures .* lower it to 1"
+    message = rf"datasets\[0\]\.holdout: is {holdout}, but only 2 pictures of datasets/x can .* lower it to 1"
     with pytest.raises(DataError, match=message):
         build.run(holdout=holdout)
 

@@ -20,7 +20,7 @@ class Hypernetwork(MethodSpec):
     mention: ClassVar[str] = " <hypernet:{name}:{strength:g}>"
 
     kind: Literal["hypernetwork"] = "hypernetwork"
-    layers: Some[Annotated[float, Field(gt=0, le=16)]] = (1.0, 2.0, 1.0)
+    layers: Annotated[Some[Annotated[float, Field(ge=0.125, le=16)]], Field(max_length=16)] = (1.0, 2.0, 1.0)
     """Widths of the layers as multiples of the text's; the first and the last are 1."""
     activation: Literal["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "mish"] = "linear"
     """Function after each layer but the last."""

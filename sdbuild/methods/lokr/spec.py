@@ -14,7 +14,7 @@ class Lokr(Ranked):
     """Kronecker products (LyCORIS, Yeh et al., 2024), the second factor of low rank: small files."""
 
     kind: Literal["lokr"] = "lokr"
-    factor: Annotated[int, Field(ge=2)] | None = None
+    factor: Annotated[int, Field(ge=2, le=65_536)] | None = None
     """Largest side of the first factor; null makes both factors about as large, which is smallest."""
     full: bool = False
     """Whether the second factor is one matrix instead of two of a rank; `rank` and `alpha` then say nothing."""

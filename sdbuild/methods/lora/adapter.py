@@ -197,7 +197,7 @@ class LoraMethod:
             adapter = self._inject(base, spec, 0)
             adapter.read(load_file(folder / DIFFUSERS_FILE), key_map)
             return adapter
-        loaded = load_lora(pipeline, folder / DIFFUSERS_FILE, name)
+        loaded = load_lora(pipeline, folder / DIFFUSERS_FILE)
         if spec.timestep_ranks:
             gates(_loaded(base.modules, loaded.name), spec, base.modules, loaded.name)
         return loaded

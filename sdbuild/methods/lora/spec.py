@@ -16,7 +16,7 @@ class TimestepRanks(Spec):
 
     least: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the ranks that act at the last timestep, at least one; without noise all do."""
-    power: Annotated[float, Field(gt=0)] = 1.0
+    power: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """How the number falls as noise grows: 1 is evenly, more is earlier."""
 
 

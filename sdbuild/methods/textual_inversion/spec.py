@@ -25,6 +25,12 @@ def _token(word: str) -> str:
     return word
 
 
+def _start(words: str) -> str:
+    if not re.search(r"[^\W_]", words):
+        raise refuse(f"{words!r} has no letters or digits; name words that the base knows, such as 'toy'")
+    return words
+
+
 class Token(Spec):
     """A new word."""
 
@@ -32,7 +38,9 @@ class Token(Spec):
     """The new word, as captions and prompts write it: `<toy>`."""
     vectors: Annotated[int, Field(ge=1, le=64)] = 1
     """How many vectors it stands for, each of which takes the room of a token."""
-    start: Text = Field(default_factory=lambda data: " ".join(re.findall(r"[^\W_]+", str(data.get("token", "")))))
+    start: Annotated[Text, AfterValidator(_start)] = Field(
+        default_factory=lambda data: " ".join(re.findall(r"[^\W_]+", str(data.get("token", ""))))
+    )
     """Words whose vectors it starts from. The default is the token's own letters."""
 
     @property

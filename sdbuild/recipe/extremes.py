@@ -1,0 +1,42 @@
+"""Numbers that are possible and so far from what is usual that a training or a grid may break down; they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sdbuild.methods.pivotal.spec import Pivotal
+from sdbuild.methods.spec import Ranked
+
+if TYPE_CHECKING:
+    from sdbuild.recipe.models import Recipe
+
+SCALE = 16.0
+"""Alpha over rank."""
+DECAY = 1.0
+GUIDANCE = 30.0
+STRENGTH = 5.0
+RATIO = 64.0
+"""Rate of LoRA's second factor over that of the first."""
+
+
+def extremes(recipe: Recipe) -> Iterator[str]:
+    """Say which numbers are."""
+    train, sample = recipe.train, recipe.sample
+    method = recipe.method.lora if isinstance(recipe.method, Pivotal) else recipe.method
+    if isinstance(method, Ranked):
+        sizes = [method.size(), *(method.size(part.rank, part.alpha) for part in method.parts)]
+        scale = max(size.alpha / size.rank for size in sizes)
+        if scale > SCALE:
+            yield f"method.alpha makes a scale of {scale:g}, where 1 is usual; the training may break down"
+    if train.weight_decay > DECAY:
+        yield f"train.weight_decay {train.weight_decay:g} is far above 0.01, as is usual; the training may break down"
+    if train.lora_plus_ratio > RATIO:
+        yield f"train.lora_plus_ratio {train.lora_plus_ratio:g} is far above the usual 16; the training may break down"
+    if sample is None:
+        return
+    if sample.guidance > GUIDANCE:
+        yield f"sample.guidance {sample.guidance:g} is far above 7.5, as is usual; pictures may be nothing but colour"
+    strengths = [*sample.strengths, *(other.strength for other in sample.adapters)]
+    if (most := max(strengths, key=abs)) and abs(most) > STRENGTH:
+        yield f"sample has a strength of {most:g}, where 1 is usual; pictures may be nothing but colour"
