@@ -176,6 +176,7 @@ def _started(env: Mapping[str, str]) -> Path:
             subprocess.Popen(
                 [sys.executable, "-m", "tests.warm", str(_folder / kind)],
                 env={**own, "PYTHONPATH": paths},
+                stdin=subprocess.PIPE,  # its end ends the server
                 stdout=subprocess.PIPE,
             )
         )
@@ -190,8 +191,9 @@ def _stop() -> None:
     for server in _servers:
         server.kill()
         server.wait()
-        if server.stdout is not None:
-            server.stdout.close()
+        for pipe in (server.stdin, server.stdout):
+            if pipe is not None:
+                pipe.close()
     if _folder is not None:
         for path in _folder.iterdir():
             path.unlink()
@@ -245,10 +247,11 @@ class _Server:
         self._running: dict[int, socket.socket] = {}
 
     def serve(self) -> NoReturn:
-        """Answer requests until this process is killed."""
+        """Answer requests until whoever started this process has gone."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ, self._answer)
             selector.register(self._woken, selectors.EVENT_READ, self._reap)
+            selector.register(sys.stdin, selectors.EVENT_READ, lambda: os._exit(0))
             while True:
                 for key, _ in selector.select():
                     key.data()
