@@ -91,6 +91,9 @@ def contexts() -> Iterator[dict[str, Any]]:
     for prior in ("pictures", "prediction"):
         yield with_(method={"kind": "dreambooth_lora", "prior": {"from": prior, "prompt": "a cat"}})
     yield with_(method={"kind": "full", "extract": {"rank": 4}})
+    for kind in ("lora", "dreambooth_lora"):
+        yield with_(method={"kind": kind, "dora": True})
+    yield with_(method={"kind": "pivotal", "tokens": [{"token": "sks"}], "lora": {"kind": "lora", "dora": True}})
     yield with_(method={"kind": "lora", "text_encoder": True, "timestep_ranks": {"least": 0.25}}, train={"ema": {}})
     yield with_(method={"kind": "lora", "parts": [{"modules": "attn1", "rank": 2, "alpha": 2.0}]})
     yield with_(train={"schedule": "polynomial", "warmup": 3})
