@@ -18,7 +18,7 @@ import yaml
 from sdbuild.build.check import check_project
 from sdbuild.build.compiled import Compiled
 from sdbuild.build.project import Project
-from sdbuild.build.worker import read_step, run_step, surroundings
+from sdbuild.build.worker import run_alone, surroundings
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError
 from sdbuild.recipe.load import read_project
@@ -61,7 +61,7 @@ def build(root: Path, names: list[str]) -> list[str]:
         noted = any(word in doubt for doubt in recipes[name].doubts() for word in NOTED)
         for step in compiled.steps:
             try:
-                run_step(project, read_step(project, step.name), lambda event: None)
+                run_alone(project, step.name, lambda event: None)
             except Exception as error:  # whatever it is, it is a surprise
                 foretold = noted and isinstance(error, SdbuildError) and BROKE_DOWN.search(str(error))
                 if not foretold:
@@ -93,6 +93,7 @@ def random_project(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.campaign
 def test_a_few(random_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(random_project)
     names, said = accepted(random_project, range(1000, 1024))
