@@ -11,7 +11,7 @@ from sdbuild import __version__
 from sdbuild.commands import building, captions, compare, history, probe, remote, upkeep
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError, UsageError, of_system
-from sdbuild.storage import shown
+from sdbuild.storage import terminal_text
 
 SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 """To add commands: a module in `sdbuild.commands` with `add_to`, and its name here."""
@@ -19,7 +19,7 @@ SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (`sdbuild.errors`)."""
-    shown.guard()
+    terminal_text.guard()
     parser = _parser()
     console = Console()
     arguments = list(sys.argv[1:] if arguments is None else arguments)

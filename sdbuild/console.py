@@ -1,6 +1,6 @@
 """The only module that prints: rich on a terminal, plain lines elsewhere.
 
-Everything goes through `sdbuild.storage.shown`: whatever it was made of, a line stays a line of text.
+Everything goes through `sdbuild.storage.terminal_text`: whatever it was made of, a line stays a line of text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sdbuild.storage import shown
+from sdbuild.storage import terminal_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,8 +43,8 @@ class Console:
     """Says what happens; thread-safe."""
 
     def __init__(self, out: TextIO | None = None, errors: TextIO | None = None) -> None:
-        self._out = shown.tolerant(shown.unguarded(out or sys.stdout))
-        self._errors = shown.tolerant(shown.unguarded(errors or sys.stderr))
+        self._out = terminal_text.tolerant(terminal_text.unguarded(out or sys.stdout))
+        self._errors = terminal_text.tolerant(terminal_text.unguarded(errors or sys.stderr))
         self._lock = threading.RLock()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -58,11 +58,11 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line of what is going on."""
-        self._print(shown.line(text))
+        self._print(terminal_text.line(text))
 
     def json(self, value: Any, indent: int = 1) -> None:
         """A value for programs."""
-        self._print(shown.as_json(value, indent))
+        self._print(terminal_text.as_json(value, indent))
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -84,7 +84,7 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.text import Text
 
-        line = Text.assemble(*((shown.line(text), _STYLES.get(style, "")) for text, style in pieces))
+        line = Text.assemble(*((terminal_text.line(text), _STYLES.get(style, "")) for text, style in pieces))
         with self._lock:
             RichConsole(file=self._out).print(line, soft_wrap=True)
 
@@ -104,7 +104,7 @@ class Console:
         with self._lock:
             self.stop()
             with contextlib.suppress(BrokenPipeError):
-                print(shown.lines(text), file=self._errors, flush=True)
+                print(terminal_text.lines(text), file=self._errors, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Sequence[str]]]) -> None:
         """A table for people; a cell is a line, or a sequence of them."""
@@ -114,10 +114,10 @@ class Console:
 
         table = Table(box=None, pad_edge=False, show_edge=False)
         for column in columns:
-            table.add_column(Text(shown.line(column)), overflow="fold")
+            table.add_column(Text(terminal_text.line(column)), overflow="fold")
         for row in rows:
             table.add_row(
-                *(Text("\n".join(map(shown.line, [cell] if isinstance(cell, str) else cell))) for cell in row)
+                *(Text("\n".join(map(terminal_text.line, [cell] if isinstance(cell, str) else cell))) for cell in row)
             )
         with self._lock:
             if self.is_terminal:
@@ -187,9 +187,9 @@ class Console:
             ]
             self._progress = Progress(*columns, console=RichConsole(file=self._out), transient=True)
             self._progress.start()
-        text = shown.line(text)
+        text = terminal_text.line(text)
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(shown.line(name), total=total, figures=text)
+            self._tasks[name] = self._progress.add_task(terminal_text.line(name), total=total, figures=text)
         self._progress.update(self._tasks[name], completed=done, total=total, figures=text)
 
     def _drop(self, name: str) -> None:

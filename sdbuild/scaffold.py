@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from sdbuild.build.gate import check_folders
+from sdbuild.build.checkout_checks import check_folders
 from sdbuild.build.merge import ATTRIBUTES, ensure_merge_driver
 from sdbuild.build.project import Project, check_links
 from sdbuild.console import Console

@@ -166,10 +166,10 @@ def _started(env: Mapping[str, str]) -> Path:
     global _folder
     if _folder is not None:
         return _folder
-    from sdbuild.build.worker import surroundings
+    from sdbuild.build.worker import step_environment
 
     _folder = Path(tempfile.mkdtemp(prefix="sdbuild-warm-"))
-    for kind, own in (("commands", env), ("workers", surroundings(env))):
+    for kind, own in (("commands", env), ("workers", step_environment(env))):
         (_folder / f"{kind}.json").write_text(json.dumps(_at_import(own)))
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         _servers.append(

@@ -50,7 +50,7 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
     return in_recipe(recipe.name, dict.fromkeys(found), project)
 
 
-def base_doubts(recipe: Recipe, base: Base, project: Path) -> Iterable[str]:
+def base_warnings(recipe: Recipe, base: Base, project: Path) -> Iterable[str]:
     """What is allowed of a base and hardly meant, and what only the hub can tell."""
     if (
         is_hub_id(base.model)

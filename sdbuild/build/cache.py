@@ -23,11 +23,11 @@ from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
-from sdbuild.storage.aside import set_aside
 from sdbuild.storage.atomic import write_atomic
-from sdbuild.storage.inside import is_md5, read_list
-from sdbuild.storage.memory import recall, remember
-from sdbuild.storage.regular import read_regular
+from sdbuild.storage.backups import set_aside
+from sdbuild.storage.json_cache import recall, remember
+from sdbuild.storage.regular_files import read_regular
+from sdbuild.storage.safe_paths import is_md5, read_list
 
 MOST_OF_RUN = 4 << 20
 """Bytes of the largest entry of the run-cache that is read."""

@@ -14,7 +14,7 @@ from sdbuild.errors import DataError, Problem
 from sdbuild.families import sources
 from sdbuild.families.tokens import TokenCounter, token_counter
 from sdbuild.plan.model import Base
-from sdbuild.storage.wording import says
+from sdbuild.storage.text_cleaning import says
 
 if TYPE_CHECKING:
     from sdbuild.data.captions import Captions
@@ -44,7 +44,7 @@ class CaptionChecks:
                 found.append(Problem(field="method.tokens", message=message))
         return in_recipe(recipe.name, found, self.project)
 
-    def doubts(self, recipe: Recipe, captions: Captions) -> Iterator[str]:
+    def warnings(self, recipe: Recipe, captions: Captions) -> Iterator[str]:
         """Say how many captions are longer than the text encoder takes."""
         base = Base.of(recipe.resolved()["base"])
         counter = self._counter(base)

@@ -12,13 +12,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdbuild.build.bases import base_doubts, base_folder, in_recipe, misfits, odd_buckets
+from sdbuild.build.bases import base_folder, base_warnings, in_recipe, misfits, odd_buckets
 from sdbuild.build.caption_checks import CaptionChecks
+from sdbuild.build.dataset_versions import Versions
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
-from sdbuild.build.versions import Versions
 from sdbuild.build.view_counts import seen_too_often
-from sdbuild.captioners import keys
+from sdbuild.captioners import api_keys
 from sdbuild.console import Console
 from sdbuild.data.buckets import Size
 from sdbuild.data.captions import Captions
@@ -81,22 +81,22 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
     problems: dict[Problem, None] = dict.fromkeys(loaded.problems(names))
     lacking: dict[str, None] = {}
     recipes = choose(loaded.recipes, loaded.known(names)) if names else loaded.recipes
-    unsuited = _suited(project, recipes, console)
+    unsuited = _check_compatibility(project, recipes, console)
     for group, members in groupby(recipes, key=lambda recipe: recipe.group):
         variants = list(members)
-        pictures, found, doubts = _check_variants(project, variants, console)
+        pictures, found, warnings = _check_variants(project, variants, console)
         found += [
             problem
             for recipe in variants
-            for problem in in_recipe(recipe.name, keys.problems(_asked(recipe)), project.root)
+            for problem in in_recipe(recipe.name, api_keys.problems(_asked(recipe)), project.root)
         ]
-        doubts += [word for recipe in variants for word in map(keys.withheld, _asked(recipe).values()) if word]
+        warnings += [word for recipe in variants for word in map(api_keys.withheld, _asked(recipe).values()) if word]
         found += [problem for recipe in variants for problem in unsuited.get(recipe.name, ())]
         problems.update(dict.fromkeys(found))
         needs = (word for recipe in variants for word in (*missing(recipe), *keys_missing(recipe)))
         lacking |= {f"recipes/{group}.yaml: {word}": None for word in needs}
-        for doubt in dict.fromkeys(doubts):
-            console.warn(f"{group}: {doubt}")
+        for warning in dict.fromkeys(warnings):
+            console.warn(f"{group}: {warning}")
         if not found:
             counted = f", {len(variants)} variants" if len(variants) > 1 else ""
             yield f"recipes/{group}.yaml is right: {pictures} pictures{counted}"
@@ -125,16 +125,16 @@ def _versions(project: Project, recipes: Sequence[Recipe], console: Console) -> 
                 console.warn(words)
 
 
-def _suited(project: Project, recipes: Sequence[Recipe], console: Console) -> dict[str, list[Problem]]:
+def _check_compatibility(project: Project, recipes: Sequence[Recipe], console: Console) -> dict[str, list[Problem]]:
     """What is wrong with recipes on their bases where that takes networks, asked of one process of its own."""
     from sdbuild.build import probing
 
-    suited = importlib.import_module("sdbuild.steps.suited")
+    compatibility = importlib.import_module("sdbuild.steps.compatibility")
     asked: dict[str, tuple[str, tuple[Mapping[str, Any], Path]]] = {}
     for recipe in recipes:
         steps: dict[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
         folder = base_folder(Base.of(recipe.resolved()["base"]), project.root)
-        if folder is not None and suited.asks_networks(steps):
+        if folder is not None and compatibility.needs_networks(steps):
             wanted: dict[str, Mapping[str, Any]] = {kind: steps[kind] for kind in ("train", "samples") if kind in steps}
             alike = {kind: {**spec, "name": ""} for kind, spec in wanted.items()}
             asked.setdefault(json.dumps([recipe.group, alike, str(folder)]), (recipe.name, (wanted, folder)))
@@ -155,7 +155,7 @@ def _check_variants(
 ) -> tuple[str, list[Problem], list[str]]:
     """Number of pictures, from least to most, all problems of some variants, and what is hardly meant."""
     checked: dict[str, _Checked] = {}
-    doubts: list[str] = []
+    warnings: list[str] = []
     words: list[Problem] = []
     look = CaptionChecks(project.root)
     for recipe in variants:
@@ -163,11 +163,11 @@ def _check_variants(
         read = json.dumps([specs["images"], specs["captions"]])
         if read not in checked:
             checked[read] = _check_data(project, recipe.name, specs, console)
-        doubts += recipe.doubts()
-        doubts += base_doubts(recipe, Base.of(recipe.resolved()["base"]), project.root)
-        doubts += seen_too_often(recipe, checked[read].trained)
+        warnings += recipe.warnings()
+        warnings += base_warnings(recipe, Base.of(recipe.resolved()["base"]), project.root)
+        warnings += seen_too_often(recipe, checked[read].trained)
         if (captions := checked[read].captions) is not None:
-            doubts += look.doubts(recipe, captions)
+            warnings += look.warnings(recipe, captions)
             words += look.problems(recipe, captions)
     alike = {json.dumps(_of_base(recipe)): recipe for recipe in variants}
     wrong = [
@@ -182,7 +182,7 @@ def _check_variants(
     wrong = list(dict.fromkeys(wrong))
     counts = sorted({each.pictures for each in checked.values()})
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return shown, [*wrong, *words, *(problem for each in checked.values() for problem in each.problems)], doubts
+    return shown, [*wrong, *words, *(problem for each in checked.values() for problem in each.problems)], warnings
 
 
 def _of_base(recipe: Recipe) -> list[Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from sdbuild.build import blocks
 from sdbuild.build.bases import in_recipe
-from sdbuild.build.gate import check_folders
+from sdbuild.build.checkout_checks import check_folders
+from sdbuild.build.hand_edits import may_be_replaced, record_written
 from sdbuild.build.project import Project
-from sdbuild.build.written import may_be_replaced, note
 from sdbuild.errors import DataError, Problem, RecipeError
 from sdbuild.families import sources
 from sdbuild.plan.compile import plan_resolved
@@ -22,8 +22,8 @@ from sdbuild.plan.model import Base, Step
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import group_of
 from sdbuild.recipe.places import is_hub_id
-from sdbuild.storage.aside import make_room, set_aside
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.backups import make_folder, set_aside
 
 _OWNER = re.compile(r"\bbuild/([^/\s'\"]+)/")
 
@@ -117,11 +117,11 @@ class Compiled:
         if "/" in path:
             check_folders(self._project, [path.rpartition("/")[0]])
         target = self._project.root / path
-        moved = make_room(self._project.root, PurePosixPath(path).parent.as_posix())
+        moved = make_folder(self._project.root, PurePosixPath(path).parent.as_posix())
         if not may_be_replaced(self._project, path):
             moved.append(set_aside(target, "before-sdbuild"))
         write_atomic(target, text)
-        note(self._project, path, text)
+        record_written(self._project, path, text)
         return moved[0] if moved else None
 
     def _pinned(self, base: Base, say: Callable[[str], None]) -> tuple[Base, list[Problem]]:

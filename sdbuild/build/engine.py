@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdbuild.build.bases import misfits
+from sdbuild.build.checkout_checks import check_folders
 from sdbuild.build.compiled import Compiled
-from sdbuild.build.gate import check_folders
-from sdbuild.build.inputs import Inputs
+from sdbuild.build.input_changes import Inputs
+from sdbuild.build.interrupts import Interrupted, interrupt_message
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
 from sdbuild.build.outs import Outs
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
-from sdbuild.build.stopping import Interrupted, stopped
 from sdbuild.build.workers import PATIENCE, Workers
 from sdbuild.captioners import models
 from sdbuild.console import Console
@@ -108,7 +108,7 @@ class Engine:
                 }
                 files = self.compiled.files(self._reads)
                 changed = {path: text for path, text in files.items() if self.compiled.differs(path, text)}
-                if not changed and not self.lock_file.strangers():
+                if not changed and not self.lock_file.foreign_stages():
                     break
                 if attempt == "look":
                     self.hold()
@@ -116,7 +116,8 @@ class Engine:
                     continue
                 for path, text in changed.items():
                     self._write(path, text)
-                if (kept := self.lock_file.drop_strangers([step.stage for step in self.steps.values()])) is not None:
+                order = [step.stage for step in self.steps.values()]
+                if (kept := self.lock_file.drop_foreign_stages(order)) is not None:
                     self._tell_kept("dvc.lock", kept)
             self._prepared = True
 
@@ -166,7 +167,9 @@ class Engine:
                 time.sleep(0.05)
         for name, done in dict(self._running).items():
             self._workers.kill()
-            self.console.error(stopped(self.steps[name], self.project.scratch(name), Interrupted(cut=True), done))
+            self.console.error(
+                interrupt_message(self.steps[name], self.project.scratch(name), Interrupted(cut=True), done)
+            )
             self.stopped = True
 
     def close(self) -> None:
@@ -275,7 +278,7 @@ class Engine:
                 self.oracle.forget()
                 self._forget_scratch(step)
         except KeyboardInterrupt as error:
-            words = stopped(step, self.project.scratch(step.name), error, self._running[step.name])
+            words = interrupt_message(step, self.project.scratch(step.name), error, self._running[step.name])
             with contextlib.suppress(KeyboardInterrupt):  # a second one: the next build puts them back
                 self._give_up(step)
             self.console.error(words)

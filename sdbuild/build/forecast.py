@@ -15,7 +15,7 @@ from typing import Any
 from sdbuild.build.counts import Counts
 from sdbuild.build.dvc_config import DvcConfig
 from sdbuild.build.engine import Engine
-from sdbuild.build.foresight import Foresight
+from sdbuild.build.lookahead import Lookahead
 from sdbuild.build.oracle import Action, Verdict, recorded_parameters
 from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
@@ -60,7 +60,7 @@ def forecast(project: Project, names: Sequence[str] = ()) -> Forecast:
     problems, known = loaded.problems(names), loaded.known(names)
     with _engine(project, loaded) as engine, TemporaryDirectory(prefix="sdbuild-plan-") as folder:
         counts = Counts(engine.oracle)
-        ahead = Foresight(engine.oracle, Path(folder))
+        ahead = Lookahead(engine.oracle, Path(folder))
         wanted: Collection[str] = _wanted(engine, known) if known or names else engine.steps.keys()
         found_verdicts = _verdicts(engine, wanted)
         verdicts = [found_verdicts[name] for name in engine.steps if name in wanted]
@@ -158,7 +158,7 @@ def _notes(verdict: Verdict, engine: Engine) -> Iterator[str]:
 
 
 def _row(
-    verdict: Verdict, counts: Counts, engine: Engine, ahead: Foresight, blocked: Mapping[str, Sequence[Problem]]
+    verdict: Verdict, counts: Counts, engine: Engine, ahead: Lookahead, blocked: Mapping[str, Sequence[Problem]]
 ) -> dict[str, Any]:
     if verdict.step.recipe in blocked and verdict.action == "run":
         row = {"name": verdict.step.name, "state": verdict.state, "action": verdict.action}

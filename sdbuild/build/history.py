@@ -27,8 +27,8 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from scmrepo.exceptions import SCMError
 
 from sdbuild.build.cache import LocalCache
+from sdbuild.build.checkout_checks import check_cache, check_folders, guard_cache, lists_are_here, out_problems
 from sdbuild.build.dvc_config import DvcConfig
-from sdbuild.build.gate import check_cache, check_folders, guard_cache, lists_are_here, out_problems
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.project import Project, working_directory
 from sdbuild.build.remote import Remote
@@ -37,7 +37,7 @@ from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, RemoteError, StepError, UsageError
 from sdbuild.plan.model import Step
-from sdbuild.storage.regular import find_special
+from sdbuild.storage.regular_files import find_special
 
 Answer = TypeVar("Answer")
 

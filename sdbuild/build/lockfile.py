@@ -20,10 +20,10 @@ from sdbuild.build.blocks import join, recipe_of, split
 from sdbuild.build.project import Project
 from sdbuild.errors import InputError, Problem
 from sdbuild.recipe.names import group_of
-from sdbuild.storage.aside import free_name
 from sdbuild.storage.atomic import write_atomic
-from sdbuild.storage.inside import is_md5, names_problem, path_problem
-from sdbuild.storage.memory import recall, remember
+from sdbuild.storage.backups import free_name
+from sdbuild.storage.json_cache import recall, remember
+from sdbuild.storage.safe_paths import is_md5, names_problem, path_problem
 
 Entry = dict[str, Any]
 """One stage of `dvc.lock`: cmd, deps, params, outs."""
@@ -149,7 +149,7 @@ class LockFile:
         write_atomic(self._path, join({**head, "stages": {name: texts[name] for name in kept}}))
         self._stages, self._signature = kept, self._stat()
 
-    def strangers(self) -> list[str]:
+    def foreign_stages(self) -> list[str]:
         """Stages that are not sdbuild's: of a pipeline that the user had, or added by hand."""
         try:
             texts = split(self._path.read_text(encoding="utf-8")).get("stages", {})
@@ -159,9 +159,9 @@ class LockFile:
         except (OSError, ValueError):
             return [name for name, entry in self.stages().items() if not str(entry.get("cmd")).startswith(COMMAND)]
 
-    def drop_strangers(self, order: Sequence[str]) -> Path | None:
+    def drop_foreign_stages(self, order: Sequence[str]) -> Path | None:
         """Take stages that are not sdbuild's out of the file; it is kept as it was, and where is returned."""
-        if not self.strangers():
+        if not self.foreign_stages():
             return None
         kept = free_name(self._path, "before-sdbuild")
         shutil.copyfile(self._path, kept)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdbuild.build import cache
+from sdbuild.build.dataset_versions import Versions
 from sdbuild.build.lockfile import Entry, LockFile, entry_problem
 from sdbuild.build.project import Project
 from sdbuild.build.reads import Reads
 from sdbuild.build.reasons import parameter_changes
 from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.build.tracked import DataFile
-from sdbuild.build.versions import Versions
 from sdbuild.data.views import read_otherwise
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Dep, Step
@@ -69,7 +69,7 @@ class Oracle:
         self.reads = Reads(project, stat)
         self._mutex = threading.RLock()
         self._verdicts: dict[str, Verdict] = {}
-        self._foreseen: dict[str, Digest] = {}
+        self._assumed: dict[str, Digest] = {}
         self._data: dict[str, Digest | None] = {}
         self._cache = cache.LocalCache(project)
         self.versions = Versions(project, stat)
@@ -103,9 +103,9 @@ class Oracle:
         """An oracle of the same project, to look ahead with."""
         return Oracle(self.project, list(self.steps.values()), self._lock, self.stat)
 
-    def foresee(self, path: str, place: Path, digest: Digest) -> None:
+    def assume(self, path: str, place: Path, digest: Digest) -> None:
         """Judge as if an out held what lies elsewhere."""
-        self._foreseen[path] = digest
+        self._assumed[path] = digest
         self.reads.places[self.project.root / path] = place
 
     def entry(self, step: Step) -> Entry | None:
@@ -172,8 +172,8 @@ class Oracle:
 
     def content(self, path: str) -> Digest | None:
         """What an input holds, or will hold when the steps before are done; None where only a run can tell."""
-        if path in self._foreseen:
-            return self._foreseen[path]
+        if path in self._assumed:
+            return self._assumed[path]
         producer = self.producers.get(path)
         if producer is not None:
             outs = self.judge(producer.name).outs
@@ -210,7 +210,7 @@ class Oracle:
 
     def in_place(self, path: str) -> bool:
         """Whether an input is on disk with the content that it should have."""
-        if path in self._foreseen:
+        if path in self._assumed:
             return True
         found, expected = self.stat.digest(path), self.content(path)
         return found is not None and (expected is None or found.md5 == expected.md5)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sdbuild.build.cache import LocalCache
-from sdbuild.build.gate import check_folders
-from sdbuild.build.keeping import Keeper
+from sdbuild.build.checkout_checks import check_folders
 from sdbuild.build.lockfile import Entry
 from sdbuild.build.oracle import Oracle
 from sdbuild.build.project import Project
+from sdbuild.build.user_files import UserFiles
 from sdbuild.console import Console
 from sdbuild.plan.model import Step
-from sdbuild.storage.inside import link_problem
+from sdbuild.storage.safe_paths import link_problem
 
 if TYPE_CHECKING:
     from sdbuild.build.history import History
@@ -28,7 +28,7 @@ class Outs:
         self._oracle = oracle
         self._console = console
         self._history = history
-        self._keeper = Keeper(project, oracle.stat)
+        self._keeper = UserFiles(project, oracle.stat)
 
     def restore(self, step: Step, entry: Entry) -> bool:
         """Bring a recorded run's outs into place; False if neither cache nor remote has them.

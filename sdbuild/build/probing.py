@@ -16,7 +16,7 @@ from typing import Any
 
 from sdbuild import families
 from sdbuild.build.project import Project
-from sdbuild.build.worker import die_with_parent, surroundings
+from sdbuild.build.worker import die_with_parent, step_environment
 from sdbuild.data.records import write_captions
 from sdbuild.errors import DataError, InputError, Problem, SdbuildError, StepError, UsageError
 from sdbuild.families import sources
@@ -107,7 +107,7 @@ def judge(project: Project, recipes: Mapping[str, tuple[Mapping[str, Any], Path]
     asked = {name: {"steps": steps, "base": str(base)} for name, (steps, base) in recipes.items()}
     if not asked:
         return {}
-    return _ask(project, "check", {"what": "suited", "project": str(project.root), "recipes": asked})
+    return _ask(project, "check", {"what": "compatibility", "project": str(project.root), "recipes": asked})
 
 
 def _has_weights(base: Path) -> bool:
@@ -131,7 +131,7 @@ def _ask(project: Project, name: str, request: Mapping[str, Any]) -> dict[str, A
         done = subprocess.run(
             [sys.executable, "-m", "sdbuild", "prober"],
             cwd=project.root,
-            env=surroundings(),
+            env=step_environment(),
             input=json.dumps(request),
             stdout=subprocess.PIPE,
             stderr=noise,
@@ -159,7 +159,7 @@ def answer() -> int:
     os.dup2(2, 1)  # what libraries print is no answer
     request = json.loads(sys.stdin.read())
     try:
-        module = "suited" if request["what"] == "suited" else "probe"
+        module = "compatibility" if request["what"] == "compatibility" else "probe"
         found = importlib.import_module(f"sdbuild.steps.{module}").run(request)
     except SdbuildError as error:
         found = {"problem": str(error), "input": isinstance(error, InputError)}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdbuild.errors import DataError, LockedError, Problem, UsageError
-from sdbuild.storage.inside import committed_links
-from sdbuild.storage.regular import find_special, special_at
+from sdbuild.storage.regular_files import find_special, special_at
+from sdbuild.storage.safe_paths import committed_links
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fsspec.callbacks import Callback
 
 from sdbuild.build.cache import MOST_OF_RUN, RUN_NAME, LocalCache
 from sdbuild.errors import RemoteError, UsageError
-from sdbuild.storage.inside import is_md5
+from sdbuild.storage.safe_paths import is_md5
 
 Answer = TypeVar("Answer")
 Show = Callable[[int, int], None]

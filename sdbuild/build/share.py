@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from yaml import YAMLError
 
 from sdbuild.build.cache import LocalCache, Named
+from sdbuild.build.dataset_versions import Versions
 from sdbuild.build.lockfile import LockFile, entry_problem, load_yaml
 from sdbuild.build.merge import ensure_merge_driver
 from sdbuild.build.project import BuildLock, Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.build.tracked import DataFile, data_files
-from sdbuild.build.versions import Versions
 from sdbuild.console import Console
 from sdbuild.errors import DataError, RemoteError
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdbuild.build.ignored import Ignored
+from sdbuild.build.dvcignore import Ignored
 from sdbuild.storage.atomic import remove
-from sdbuild.storage.regular import special
+from sdbuild.storage.regular_files import special
 
 _SETTLED = 50_000_000
 """Nanoseconds: a file younger than this may still change within its time stamp, so its digest is not remembered."""

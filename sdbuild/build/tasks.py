@@ -23,18 +23,18 @@ from doit.reporter import ConsoleReporter
 from sdbuild.build.bases import in_recipe
 from sdbuild.build.doit_parts import Codec, QuietTask, database, end_quietly, name_the_unknown
 from sdbuild.build.engine import Engine
-from sdbuild.build.keeping import Keeper
 from sdbuild.build.oracle import Verdict
 from sdbuild.build.project import Project, check_whole
+from sdbuild.build.user_files import UserFiles
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError, of_system
 from sdbuild.plan.model import Step
 from sdbuild.recipe.load import Refused, read_project
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import wrong_name
-from sdbuild.storage import shown
+from sdbuild.storage import terminal_text
 from sdbuild.storage.atomic import remove
-from sdbuild.storage.inside import link_problem
+from sdbuild.storage.safe_paths import link_problem
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -203,7 +203,7 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
     A recipe that is wrong is a task that says so; exits with 2 and one message if there is no telling which there are.
     """
     global _engine
-    shown.guard()
+    terminal_text.guard()
     console = Console()
     project = Project(root.resolve())
     end_quietly()
@@ -254,7 +254,7 @@ def _refusal(refused: Refused) -> dict[str, Any]:
 
 def _doc(recipe: Recipe) -> str:
     with_ = f" with {', '.join(f'{key} {value}' for key, value in recipe.varied.items())}" if recipe.varied else ""
-    return shown.line(f"adapter and samples of recipes/{recipe.group}.yaml{with_}")  # doit prints it by itself
+    return terminal_text.line(f"adapter and samples of recipes/{recipe.group}.yaml{with_}")  # doit prints it by itself
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -295,7 +295,7 @@ def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: boo
     What the cache does not have stays: files of the user's, and results that are nowhere else. So does what lies
     behind a link.
     """
-    keeper = Keeper(engine.project, engine.stat)
+    keeper = UserFiles(engine.project, engine.stat)
     for step, out in ((each, out) for each in steps for out in each.outs):
         path = engine.project.root / out.path
         if not os.path.lexists(path) or out.path in cleaned:

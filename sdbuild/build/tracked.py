@@ -14,8 +14,8 @@ from sdbuild.build.lockfile import load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import Digest
 from sdbuild.errors import InputError, Problem
-from sdbuild.storage.inside import is_md5
-from sdbuild.storage.regular import read_regular
+from sdbuild.storage.regular_files import read_regular
+from sdbuild.storage.safe_paths import is_md5
 
 _PLAIN = frozenset({"md5", "size", "nfiles", "hash", "path", "desc", "type", "labels", "meta"})
 _APART = ("build", ".git", ".dvc", ".sdbuild", ".venv", "node_modules")

@@ -24,20 +24,20 @@ from functools import partial
 from pathlib import Path
 
 from sdbuild.build.answers import Emit, Event, answer_of
-from sdbuild.build.keeping import Keeper, remember_installed
+from sdbuild.build.dataset_versions import Versions
+from sdbuild.build.hand_edits import record_written
 from sdbuild.build.processes import converse, count_of, joining, run_together
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
-from sdbuild.build.versions import Versions
-from sdbuild.build.written import note
+from sdbuild.build.user_files import UserFiles, remember_installed
 from sdbuild.errors import DataError, StepError, UsageError, disk_full, of_system
 from sdbuild.plan.compile import plan_resolved
 from sdbuild.plan.files import dump_recipe_json
 from sdbuild.plan.model import Base, Step
 from sdbuild.steps.contract import Inputs, Items
-from sdbuild.storage.aside import make_room
 from sdbuild.storage.atomic import replace as move
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.backups import make_folder
 
 _QUIET = {
     "HF_HUB_OFFLINE": "1",  # a step reads what is on disk; bases are fetched before it starts
@@ -54,7 +54,7 @@ the machine does something else too. It is read when torch is loaded.
 """
 
 
-def surroundings(own: Mapping[str, str] = os.environ) -> dict[str, str]:
+def step_environment(own: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Environment of a process that runs steps, from that of the build."""
     return {**PATIENT, **own, **_QUIET}
 
@@ -119,8 +119,8 @@ def run_alone(project: Project, name: str, emit: Emit) -> Items:
         content["steps"][step.kind]["reads"] = reads
         text = dump_recipe_json(content)
         write_atomic(path, text)
-        note(project, step.params_file, text)
-    os.environ.update(surroundings())
+        record_written(project, step.params_file, text)
+    os.environ.update(step_environment())
     return run_step(project, read_step(project, name), emit)
 
 
@@ -130,7 +130,7 @@ def take_part(project: Project, name: str) -> None:
     Raises:
         SdbuildError: as the step raised it.
     """
-    os.environ.update(surroundings())
+    os.environ.update(step_environment())
     step = read_step(project, name)
     layout = joining(step)
     log = f"{name}-machine-{layout.machine}"
@@ -163,9 +163,9 @@ def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
     module = importlib.import_module(f"sdbuild.steps.{step.kind}")
     inputs = _inputs(project, step)
     if step.kind in ("images", "captions"):  # what comes after may take long, cost money, and be for nothing
-        _check_suited(project, step)
+        _check_compatibility(project, step)
     if step.kind == "latents":
-        _check_suited(project, step)
+        _check_compatibility(project, step)
         training = read_step(project, f"{step.recipe}:train")
         importlib.import_module("sdbuild.steps.train").check(training.spec, inputs.base)
         fit = importlib.import_module("sdbuild.steps.fit")
@@ -174,18 +174,18 @@ def _run(project: Project, step: Step, out: Path, emit: Emit) -> Items:
     return items
 
 
-def _check_suited(project: Project, step: Step) -> None:
+def _check_compatibility(project: Project, step: Step) -> None:
     """Make sure that a recipe can be trained on its base and drawn, if the base is there."""
     from sdbuild.families.sources import find
 
     path = project.root / step.params_file
     steps = json.loads(path.read_bytes())["steps"]
-    suited = importlib.import_module("sdbuild.steps.suited")
-    if suited.asks_networks(steps):
+    compatibility = importlib.import_module("sdbuild.steps.compatibility")
+    if compatibility.needs_networks(steps):
         absent = any(not (project.root / dep.path).exists() for dep in step.base.deps)
         base = None if absent else find(step.base, project.root)
         if base is not None:
-            suited.check(steps, base, project.root)
+            compatibility.check(steps, base, project.root)
 
 
 def _inputs(project: Project, step: Step) -> Inputs:
@@ -217,9 +217,9 @@ def _install(project: Project, step: Step, temporary: Path, emit: Emit) -> None:
     for out in step.outs:
         if not (temporary / Path(out.path).name).exists():
             raise StepError(f"{step.name} did not write {out.path}; this is a bug in sdbuild")
-    make_room(project.root, step.folder)
+    make_folder(project.root, step.folder)
     with contextlib.closing(StatCache(project.root, project.stat_cache)) as stat:
-        for words in Keeper(project, stat).keep(step):
+        for words in UserFiles(project, stat).keep(step):
             emit({"event": "warning", "message": words})
     remember_installed(project, step, temporary)
     for out in step.outs:

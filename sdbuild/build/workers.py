@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sdbuild.build.answers import INTERRUPTED, ended, error_of
+from sdbuild.build.interrupts import Interrupted
 from sdbuild.build.project import Project
-from sdbuild.build.stopping import Interrupted
-from sdbuild.build.worker import surroundings
+from sdbuild.build.worker import step_environment
 from sdbuild.errors import StepError
 from sdbuild.steps.contract import Items
 
@@ -103,7 +103,7 @@ class Workers:
             return subprocess.Popen(
                 [sys.executable, "-m", "sdbuild", "worker"],
                 cwd=self._project.root,
-                env=surroundings(),
+                env=step_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -44,7 +44,7 @@ class Claude:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._secret = Secret("ANTHROPIC_API_KEY")
         self._module = client_module("anthropic")
-        from sdbuild.captioners.bounded import http_client
+        from sdbuild.captioners.http_client import http_client
 
         self._client = self._module.Anthropic(
             api_key=self._secret.value,

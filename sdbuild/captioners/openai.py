@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbuild.captioners import keys
+from sdbuild.captioners import api_keys
 from sdbuild.captioners.asking import spelled
 from sdbuild.captioners.contract import AskError, Captioner, Question, Reply
 from sdbuild.captioners.hosted import (
@@ -43,12 +43,12 @@ class ChatCompletions:
     name = "openai"
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        address = keys.server_of(settings)
+        address = api_keys.server_of(settings)
         variable = settings["key_variable"]
-        withheld = None if keys.is_sent(settings) else f"{variable} is not sent there; {keys.remedy(settings)}"
+        withheld = None if api_keys.is_sent(settings) else f"{variable} is not sent there; {api_keys.remedy(settings)}"
         self._secret = Secret(variable, optional=address is not None, withheld=withheld)
         self._module = client_module("openai")
-        from sdbuild.captioners.bounded import http_client
+        from sdbuild.captioners.http_client import http_client
 
         self._client = self._module.OpenAI(
             api_key=self._secret.value,

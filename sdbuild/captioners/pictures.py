@@ -26,9 +26,9 @@ def shown(project: Path, record: ImageRecord, background: str, longest_side: int
     from PIL import Image
 
     from sdbuild.data.pictures import open_picture
-    from sdbuild.data.room import ROOM
+    from sdbuild.data.pixel_budget import PIXEL_BUDGET
 
-    with ROOM.held():
+    with PIXEL_BUDGET.held():
         image = open_picture(project / record.path, background=background, name=record.path)
         scale = longest_side / max(image.size)
         if scale >= 1:

@@ -7,15 +7,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdbuild.storage import wording
+from sdbuild.storage import text_cleaning
 
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "’", "`": "`"}
 _SENTENCE = re.compile(r"[.!?。！？](?=\s|$)")
 
 
 def clean(said: str) -> str:
-    """A caption as `wording.clean` has it, without half surrogates, characters of no meaning, and quotes around it."""
-    text = wording.clean("".join(each for each in said if unicodedata.category(each) not in ("Cs", "Co", "Cn")))
+    """Clean a model's answer as any caption, and remove surrogates, unassigned characters and surrounding quotes."""
+    text = text_cleaning.clean("".join(each for each in said if unicodedata.category(each) not in ("Cs", "Co", "Cn")))
     while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text

@@ -21,7 +21,7 @@ from sdbuild.data.records import CaptionRecord, ImageRecord, Origin
 from sdbuild.data.textfiles import is_encodable, read_text
 from sdbuild.errors import Problem
 from sdbuild.recipe.captioners import fields_used
-from sdbuild.storage.wording import clean, visible
+from sdbuild.storage.text_cleaning import clean, visible
 
 TEMPLATE_FIELDS = ("name", "stem", "folder", "trigger")
 """What a caption template may hold in braces; `name` and `stem` are both the file's name in words."""

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from sdbuild.data.masks import ALPHA, treatment
 from sdbuild.data.pictures import decode, mask_of, pixel_digest, read_file, read_mask
+from sdbuild.data.pixel_budget import PIXEL_BUDGET
 from sdbuild.data.pixelcache import Identity, PixelCache, PixelKey, Pixels, identity_of
-from sdbuild.data.room import ROOM
 from sdbuild.errors import DataError, Problem
 
 THREADS = 8
@@ -96,7 +96,7 @@ def examine(
 
 def _look(path: str, mask: str | None, project: Path, background: str) -> tuple[PixelKey, Pixels] | Problem:
     """Decode a picture and its mask; the key is that of the bytes that were read."""
-    with ROOM.held():
+    with PIXEL_BUDGET.held():
         return _looked(path, mask, project, background)
 
 

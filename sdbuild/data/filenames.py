@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdbuild.data.listing import nfc
-from sdbuild.storage.wording import clean
+from sdbuild.storage.text_cleaning import clean
 
 _GIVEN = frozenset(
     {

@@ -20,7 +20,7 @@ from typing import Any
 from sdbuild.data.captions import one_line, without_trigger
 from sdbuild.data.listing import relative_to
 from sdbuild.data.records import CaptionRecord, ImageRecord
-from sdbuild.storage.regular import SpecialFileError, read_regular, special_at
+from sdbuild.storage.regular_files import SpecialFileError, read_regular, special_at
 
 SHARED_NAME = ".captions-fit.jsonl"
 """In a dataset's folder; hidden files there are neither pictures nor captions."""

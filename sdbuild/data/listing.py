@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdbuild.storage.regular import special_at
+from sdbuild.storage.regular_files import special_at
 
 PICTURES = frozenset(
     {

@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from sdbuild.data.bit_depths import RangeError, opacity, to_8_bits
 from sdbuild.data.buckets import Fit
 from sdbuild.data.colour import HdrError, described, to_srgb
-from sdbuild.data.depths import RangeError, opacity, to_8_bits
 from sdbuild.data.formats import EXTRAS, FORMATS, UNMARKED, format_of, jxl_size, make_known
 from sdbuild.data.listing import ending
 from sdbuild.data.masks import ALPHA
+from sdbuild.data.pixel_budget import PIXEL_BUDGET
 from sdbuild.data.pngfile import GREY_ALPHA, Png, read_png
-from sdbuild.data.room import ROOM
 from sdbuild.errors import DataError, Problem
-from sdbuild.storage.regular import SpecialFileError, read_regular
+from sdbuild.storage.regular_files import SpecialFileError, read_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,9 +127,9 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
     _need_reader(data, name)
     png = read_png(data)
     try:
-        with ROOM.held(), _opened(data if png is None else png.pixels, name) as image:
+        with PIXEL_BUDGET.held(), _opened(data if png is None else png.pixels, name) as image:
             _check_size(image.size, name)
-            ROOM.take(image.width * image.height)
+            PIXEL_BUDGET.take(image.width * image.height)
             dropped = image.format in MOVING and bool(getattr(image, "is_animated", False))
             profiles = described(image, data, png)
             image.load()

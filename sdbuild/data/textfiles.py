@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdbuild.errors import Problem
-from sdbuild.storage.regular import SpecialFileError, read_regular
+from sdbuild.storage.regular_files import SpecialFileError, read_regular
 
 
 def read_text(path: Path, name: str) -> str | Problem:

@@ -23,7 +23,7 @@ from sdbuild.data.wanted import placements
 _OTHERWISE = re.compile(
     r"\\\\[()\[\]\\]|[\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0]"
 )
-"""A backslash before a bracket, as JSON has it, and what nobody sees; see `wording.clean`."""
+"""A backslash before a bracket, as JSON has it, and what nobody sees; see `text_cleaning.clean`."""
 
 
 def pictures(listing: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sdbuild import families
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import PARTS
 from sdbuild.families.layout import component_files
-from sdbuild.storage.regular import special_at
+from sdbuild.storage.regular_files import special_at
 
 
 def base_digest(folder: Path, components: Iterable[str], hash_file: Callable[[Path], str]) -> str:

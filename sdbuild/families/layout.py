@@ -10,7 +10,7 @@ from typing import Any
 
 from sdbuild.errors import DataError, Problem
 from sdbuild.storage.headers import read_header
-from sdbuild.storage.regular import read_regular
+from sdbuild.storage.regular_files import read_regular
 
 INDEX = "model_index.json"
 WEIGHTS = ".safetensors"

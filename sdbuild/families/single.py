@@ -21,7 +21,7 @@ from sdbuild.families.description import Description
 from sdbuild.families.digest import md5_file
 from sdbuild.families.layout import INDEX, read_json, read_layout
 from sdbuild.storage.headers import Header, read_header
-from sdbuild.storage.memory import recall, remember
+from sdbuild.storage.json_cache import recall, remember
 
 VERSION = 1
 """Raised by hand when a conversion gives other files."""

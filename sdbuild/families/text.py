@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbuild.families.contract import Component, Words
-from sdbuild.storage.wording import says
+from sdbuild.storage.text_cleaning import says
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from sdbuild.errors import DataError, StepError
 from sdbuild.families.contract import DTYPES, Component, KeyMap
-from sdbuild.methods.narrowing import Narrowing, measured, narrowed
+from sdbuild.methods.precision_loss import PrecisionLoss, cast_finite, measure
 from sdbuild.methods.state import take_over
 
 Layer = TypeVar("Layer")
@@ -26,8 +26,8 @@ class LayeredAdapter(ABC, Generic[Layer]):
     def __init__(self, layers: Mapping[Place, Layer], summary: Mapping[str, str]) -> None:
         self.layers = dict(sorted(layers.items()))
         self._summary = dict(summary)
-        self.narrowing: Narrowing | None = None
-        """See `narrowing.Narrowed`."""
+        self.precision_loss: PrecisionLoss | None = None
+        """See `precision_loss.StoresHalfPrecision`."""
 
     @abstractmethod
     def parts(self, layer: Layer) -> Mapping[str, Parameter]:
@@ -59,7 +59,7 @@ class LayeredAdapter(ABC, Generic[Layer]):
         found = {name: saved(file, precision) for name, file in files.items()}
         (name, first), *_ = files.items()
         rows = ((key.partition(".")[0], key, tensor, found[name][key]) for key, tensor in first.items())
-        self.narrowing = measured(rows, precision)
+        self.precision_loss = measure(rows, precision)
         return found
 
     @contextmanager
@@ -90,7 +90,7 @@ def saved(file: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     """Bring a file's tensors to a number format, but for those that it cannot hold, and alphas."""
     if precision == "float32":
         return dict(file)
-    return {name: narrowed(tensor, DTYPES[precision]) if tensor.dim() else tensor for name, tensor in file.items()}
+    return {name: cast_finite(tensor, DTYPES[precision]) if tensor.dim() else tensor for name, tensor in file.items()}
 
 
 def file_of(layers: Mapping[Place, Mapping[str, Tensor]], key_map: KeyMap) -> dict[str, Tensor]:

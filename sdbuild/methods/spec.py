@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from sdbuild.recipe.spec import Distinct, Guidance, Prompt, Sampler, Seed, Spec, Text
-from sdbuild.storage.wording import unescaped
+from sdbuild.storage.text_cleaning import unescaped
 
 Side = Literal["denoiser", "text"]
 """The networks of a base that methods change: UNet or transformer, and text encoders."""
@@ -150,7 +150,7 @@ class MethodSpec(Spec):
         """Names of changes to what these settings make; results from before such a change are stale."""
         return ()
 
-    def doubts(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield what is allowed and may not be meant."""
         yield from ()
 

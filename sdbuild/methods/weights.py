@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from sdbuild.errors import Problem, RecipeError
 from sdbuild.families.contract import DTYPES, Component, Family, KeyMap
 from sdbuild.methods.contract import Adapter, Networks
-from sdbuild.methods.narrowing import Narrowing, measured, narrowed
+from sdbuild.methods.precision_loss import PrecisionLoss, cast_finite, measure
 from sdbuild.methods.spec import KeptPrediction, WeightsSpec
 from sdbuild.methods.state import take_over
 from sdbuild.methods.targets import select_parameters
@@ -72,14 +72,14 @@ class WeightsAdapter:
         return {f"{name}.safetensors": self._family.checkpoint(self._networks, self._save)}
 
     @property
-    def narrowing(self) -> Narrowing | None:
-        """Return what trained weights lose in the checkpoint; see `narrowing.Narrowed`."""
+    def precision_loss(self) -> PrecisionLoss | None:
+        """Return what trained weights lose in the checkpoint; see `precision_loss.StoresHalfPrecision`."""
         precision = next(name for name, dtype in DTYPES.items() if dtype == self._save)
         rows = (
-            (name.rpartition(".")[0], name, tensor, narrowed(tensor, self._save))
+            (name.rpartition(".")[0], name, tensor, cast_finite(tensor, self._save))
             for name, tensor in self.state().items()
         )
-        return measured(rows, precision)
+        return measure(rows, precision)
 
     def summary(self) -> dict[str, str]:
         """Return nothing: a checkpoint says what it is without."""

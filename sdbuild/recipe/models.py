@@ -16,15 +16,15 @@ from sdbuild.methods.pivotal.spec import Pivotal
 from sdbuild.methods.spec import KeptPrediction, Rated
 from sdbuild.recipe.base import Base as Base
 from sdbuild.recipe.dataset import Dataset, Images, compatible
-from sdbuild.recipe.extremes import extremes
-from sdbuild.recipe.idle import idle
+from sdbuild.recipe.learning_rates import rate_warnings, with_usual_rate
 from sdbuild.recipe.methods import Method
 from sdbuild.recipe.names import group_of
-from sdbuild.recipe.prompting import prompt_doubts
-from sdbuild.recipe.rates import rate_doubts, with_usual_rate
+from sdbuild.recipe.prompt_warnings import prompt_warnings
 from sdbuild.recipe.sample import Sample as Sample
 from sdbuild.recipe.spec import Some, Spec, Text
 from sdbuild.recipe.train import Train as Train
+from sdbuild.recipe.unused_settings import unused_settings
+from sdbuild.recipe.unusual_values import unusual_values
 
 
 class Remote(Spec):
@@ -128,13 +128,13 @@ class Recipe(Spec):
         if self.sample and self.base.refiner is None and self.sample.refine_from != refines:
             yield "sample.refine_from", "says when base.refiner goes on, and there is none; name one, or remove it"
 
-    def doubts(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield what is allowed and hardly meant."""
-        yield from prompt_doubts(self)
-        yield from rate_doubts(self)
-        yield from self.method.doubts()
-        yield from extremes(self)
-        yield from (f"{key} changes nothing: {why}; remove it" for key, why in idle(self))
+        yield from prompt_warnings(self)
+        yield from rate_warnings(self)
+        yield from self.method.warnings()
+        yield from unusual_values(self)
+        yield from (f"{key} changes nothing: {why}; remove it" for key, why in unused_settings(self))
         prior = self.method.preserved
         for index, dataset in enumerate(self.datasets if prior else ()):
             assert prior is not None

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from sdbuild.recipe.path import FieldPath
-from sdbuild.storage.wording import unescaped, visible
+from sdbuild.storage.text_cleaning import unescaped, visible
 
 REFUSED = "refused"
 """Error type of our own rules; its context lists (path from the value on, message)."""

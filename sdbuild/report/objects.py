@@ -16,7 +16,7 @@ from sdbuild.console import Console
 from sdbuild.data.records import read_captions, read_images
 from sdbuild.errors import DataError, UsageError
 from sdbuild.report.changes import Picture
-from sdbuild.storage.inside import is_md5
+from sdbuild.storage.safe_paths import is_md5
 
 
 class Objects:

@@ -18,7 +18,7 @@ from sdbuild.build import blocks
 from sdbuild.build.lockfile import Entry, LockFile, entry_problem, load_yaml
 from sdbuild.build.project import Project
 from sdbuild.build.revisions import Commit, Revisions
-from sdbuild.plan.built import as_built
+from sdbuild.plan.built_recipe import as_built
 from sdbuild.plan.model import STEP_KINDS
 
 _COMMAND = "sdbuild step "

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sdbuild.data.pictures import open_picture
-from sdbuild.data.room import ROOM
+from sdbuild.data.pixel_budget import PIXEL_BUDGET
 from sdbuild.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def looks(paths: Mapping[str, Path], cache: Path, background: str) -> dict[str, 
     missing = sorted(digest for digest in paths if digest not in known)
 
     def look(digest: str) -> Look | None:
-        with ROOM.held():
+        with PIXEL_BUDGET.held():
             try:
                 return look_of(open_picture(paths[digest], background=background))
             except DataError:

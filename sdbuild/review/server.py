@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from sdbuild.build.project import Project
 from sdbuild.console import Console
 from sdbuild.data.pictures import open_picture
-from sdbuild.data.room import ROOM
+from sdbuild.data.pixel_budget import PIXEL_BUDGET
 from sdbuild.errors import DataError, SdbuildError, UsageError
 from sdbuild.review.desk import Desk
 
@@ -202,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.NOT_FOUND, "no such picture")
         material = self.server.desk.material
         path = material.project.root / entry.path
-        with ROOM.held():
+        with PIXEL_BUDGET.held():
             try:
                 image = open_picture(path, background=material.background, name=entry.path)
             except DataError as error:

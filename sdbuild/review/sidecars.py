@@ -20,7 +20,7 @@ from sdbuild.data.textfiles import is_encodable
 from sdbuild.errors import DataError, Problem
 from sdbuild.review.gather import HAND, Entry, Material, stamp_of
 from sdbuild.storage.atomic import write_atomic
-from sdbuild.storage.wording import clean
+from sdbuild.storage.text_cleaning import clean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from sdbuild.captioners.asking import content_of, said_in, sections
 from sdbuild.captioners.captioning import Surroundings, caption
 from sdbuild.captioners.said import FOLDER
 from sdbuild.data.captions import Captions, caption_records
-from sdbuild.data.gathered import gathered
+from sdbuild.data.grouped_problems import group_similar
 from sdbuild.data.handwritten import look_at_pictures
 from sdbuild.data.records import CaptionRecord, read_captions, read_images, read_skipped, write_captions
 from sdbuild.errors import DataError
@@ -55,7 +55,7 @@ def check(spec: Mapping[str, Any], inputs: Inputs, context: Context) -> Captions
     images = read_images(inputs.images)
     captions = caption_records(images, spec, inputs.project)
     if captions.problems:
-        raise DataError(gathered(captions.problems))
+        raise DataError(group_similar(captions.problems))
     for warning in captions.warnings:
         context.warn(warning)
     changed = look_at_pictures(images, captions.records, spec["datasets"], inputs.project, context.items)

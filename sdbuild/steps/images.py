@@ -11,7 +11,7 @@ from typing import Any
 
 from sdbuild.data.examine import examine
 from sdbuild.data.formats import format_of
-from sdbuild.data.gathered import gathered
+from sdbuild.data.grouped_problems import group_similar
 from sdbuild.data.listing import Listing, Sidecars, ending, nfc, no_pictures, scan
 from sdbuild.data.masks import ALPHA, pair
 from sdbuild.data.pixelcache import CACHE_NAME, PixelCache
@@ -19,7 +19,7 @@ from sdbuild.data.placing import Findings, hold_out, place
 from sdbuild.data.records import SkippedImage, write_images
 from sdbuild.errors import DataError, Problem
 from sdbuild.steps.contract import Context, Inputs, Items
-from sdbuild.storage.regular import special_at
+from sdbuild.storage.regular_files import special_at
 
 
 def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) -> Items:
@@ -52,7 +52,7 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
     if skip:
         _nothing_left(spec["datasets"], {record.dataset for record in records}, findings)
     else:
-        findings.datasets += gathered(dict.fromkeys(findings.pictures[key] for key in sorted(findings.pictures)))
+        findings.datasets += group_similar(dict.fromkeys(findings.pictures[key] for key in sorted(findings.pictures)))
     if findings.datasets:
         raise DataError(findings.datasets)
     skipped = [

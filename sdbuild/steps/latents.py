@@ -169,10 +169,10 @@ def read_pixels(item: WantedLatent, project: Path, background: str) -> Pixels:
         DataError: it is not the picture that was scanned.
     """
     from sdbuild.data.pictures import fit, open_masked, pixel_digest
-    from sdbuild.data.room import ROOM
+    from sdbuild.data.pixel_budget import PIXEL_BUDGET
 
     record = item.placement.record
-    with ROOM.held():
+    with PIXEL_BUDGET.held():
         image, mask = open_masked(project, record.path, record.mask, background)
         if pixel_digest(image, mask) != record.digest:
             raise DataError([Problem(file=record.path, message="changed while it was being built; build again")])

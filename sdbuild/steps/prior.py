@@ -15,7 +15,7 @@ from sdbuild.data.wanted import wanted_class_pictures
 from sdbuild.errors import DataError, StepError
 from sdbuild.families.digest import read_digest
 from sdbuild.steps.contract import Context, Inputs, Items
-from sdbuild.storage.inside import path_problem
+from sdbuild.storage.safe_paths import path_problem
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from sdbuild.data.records import CaptionRecord
 from sdbuild.families.checkpoint import marks
 from sdbuild.families.contract import Family, NoiseSchedule, PredictionType
 from sdbuild.methods.contract import Adapter, Pickled
-from sdbuild.methods.narrowing import Narrowing
+from sdbuild.methods.precision_loss import PrecisionLoss
 from sdbuild.recipe.methods import method_of
 from sdbuild.recipe.models import Train
 from sdbuild.recipe.train import deciding
@@ -116,11 +116,13 @@ def step_told(settings: Train, state: TrainingState) -> int | None:
     return kept_step(settings, state) if settings.early_stop else None
 
 
-def tell(warn: Callable[[str], None], settings: Train, state: TrainingState, narrowing: Narrowing | None) -> None:
-    """Say at the end why it came early, and what the files have lost."""
+def warn_at_end(
+    warn: Callable[[str], None], settings: Train, state: TrainingState, precision_loss: PrecisionLoss | None
+) -> None:
+    """Warn where training stopped early, and where half precision changed the weights."""
     if settings.early_stop and state.step < settings.steps:
         warn(why_stopped(settings, state))
-    if narrowing and (said := narrowing.told()):
+    if precision_loss and (said := precision_loss.told()):
         warn(said)
 
 
@@ -143,7 +145,7 @@ def write_figures(
     validation: Mapping[str, float] | None,
     rate_of: Callable[[int], float],
     memory: int,
-    narrowing: Narrowing | None = None,
+    precision_loss: PrecisionLoss | None = None,
 ) -> None:
     """Write `metrics.json`, `loss.csv` and, with validation on the way, `validation.csv`."""
     last = state.losses[-max(1, len(state.losses) // 10) :]
@@ -157,8 +159,8 @@ def write_figures(
         "seconds": round(state.seconds, 3),
         "memory": memory,
     }
-    if narrowing:
-        metrics["half_precision"] = narrowing.figures()
+    if precision_loss:
+        metrics["half_precision"] = precision_loss.figures()
     if data.class_pictures:
         metrics["class_pictures"] = len(data.class_pictures)
     if settings.early_stop:

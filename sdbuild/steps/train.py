@@ -19,7 +19,7 @@ from sdbuild.data.records import count_skipped, read_captions
 from sdbuild.errors import DataError, Problem, RecipeError, StepError
 from sdbuild.families.contract import PredictionType, Schedule
 from sdbuild.methods.contract import Adapter, Staged
-from sdbuild.methods.narrowing import narrowing_of
+from sdbuild.methods.precision_loss import precision_loss_of
 from sdbuild.methods.spec import MethodSpec
 from sdbuild.recipe.libraries import tracker_missing
 from sdbuild.recipe.methods import method_of
@@ -31,7 +31,7 @@ from sdbuild.steps.model import Model, assemble, precision_of
 from sdbuild.steps.preservation import as_the_base, class_pictures, records_of
 from sdbuild.steps.results import Data
 from sdbuild.steps.shortage import memory_told
-from sdbuild.storage.wording import says
+from sdbuild.storage.text_cleaning import says
 from sdbuild.training import metadata, optimizers, timesteps
 from sdbuild.training.along import Along
 from sdbuild.training.compiling import compile_networks
@@ -156,11 +156,11 @@ def run(spec: Mapping[str, Any], inputs: Inputs, out: Path, context: Context) ->
         with state.result():
             validation = results.validate(state, lambda: hold_out(plain)) if data.holdout else None
             write(out / "adapter", results.step_told(settings, state))
-            narrowing = narrowing_of(model.adapter)
+            precision_loss = precision_loss_of(model.adapter)
     if along is not None:
         along.finish(out / "adapters", state.step, results.kept_step(settings, state))
-    results.write_figures(out, settings, data, state, validation, _rate_of(settings), peak(device), narrowing)
-    results.tell(context.warn, settings, state, narrowing)
+    results.write_figures(out, settings, data, state, validation, _rate_of(settings), peak(device), precision_loss)
+    results.warn_at_end(context.warn, settings, state, precision_loss)
     return Items(total=state.step, computed=state.computed)
 
 

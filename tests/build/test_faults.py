@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbuild.build.stopping import Interrupted, stopped
+from sdbuild.build.interrupts import Interrupted, interrupt_message
 from sdbuild.plan.compile import plan
 from sdbuild.plan.model import StepKind
 from sdbuild.recipe.load import load_recipe
@@ -109,7 +109,7 @@ def test_what_an_interrupt_leaves_in_words(built: Work, tmp_path: Path) -> None:
         ("train", KeyboardInterrupt(), nothing, None, "stopped in cat:train; doit goes on from there"),
     ]
     for kind, error, folder, done, words in rows:
-        assert words in stopped(steps[kind], folder, error, done), (kind, done)
+        assert words in interrupt_message(steps[kind], folder, error, done), (kind, done)
 
 
 def test_a_picture_that_changes_under_a_training(built: Work) -> None:

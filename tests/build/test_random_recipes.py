@@ -18,7 +18,7 @@ import yaml
 from sdbuild.build.check import check_project
 from sdbuild.build.compiled import Compiled
 from sdbuild.build.project import Project
-from sdbuild.build.worker import run_alone, surroundings
+from sdbuild.build.worker import run_alone, step_environment
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError
 from sdbuild.recipe.load import read_project
@@ -48,7 +48,7 @@ def accepted(root: Path, numbers: range) -> tuple[list[str], str]:
 
 def build(root: Path, names: list[str]) -> list[str]:
     """Run all steps of recipes in this process; what failed and was not foretold."""
-    os.environ.update(surroundings())
+    os.environ.update(step_environment())
     os.chdir(root)
     project = Project(root)
     recipes = {recipe.name: recipe for recipe in read_project(root).recipes}
@@ -58,7 +58,7 @@ def build(root: Path, names: list[str]) -> list[str]:
         for path, text in compiled.files({}).items():
             if path != "dvc.yaml":
                 compiled.write(path, text)
-        noted = any(word in doubt for doubt in recipes[name].doubts() for word in NOTED)
+        noted = any(word in warning for warning in recipes[name].warnings() for word in NOTED)
         for step in compiled.steps:
             try:
                 run_alone(project, step.name, lambda event: None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sdbuild.captioners import bounded, keys
+from sdbuild.captioners import api_keys, http_client
 from sdbuild.errors import DataError, StepError
 from tests.captioners.conftest import CLAUDE, GPT, Asking
 from tests.captioners.server import KEY, Speaker, completion, message, serving
@@ -41,7 +41,7 @@ def test_bodies_are_bounded(asking: Asking, server: Speaker, model: dict[str, An
         tracemalloc.stop()
         assert "png: the server's answer has more than 4 MiB" in str(caught.value)
         assert "3 of 4 captions arrived and are kept" in str(caught.value)
-        assert peak < 6 * bounded.MOST, peak
+        assert peak < 6 * http_client.MOST, peak
     server.faults = ["gzip"]
     with pytest.raises(StepError, match="sends compressed answers, though it was asked not to"):
         asking.run(**model, parallel=1)
@@ -149,19 +149,19 @@ def test_openai_keys_go_nowhere_that_only_a_recipe_names(
         asking.run(**GPT, key_variable="AWS_SECRET_ACCESS_KEY", style="short")
     for wrong in (f"OPENAI_API_KEY=http://127.0.0.1:1 X={server.url}", f"OPENAI_API_KEY={server.url}0"):
         monkeypatch.setenv("SDBUILD_KEYS", wrong)
-        assert not keys.is_sent({"base_url": there, "key_variable": "OPENAI_API_KEY"})
+        assert not api_keys.is_sent({"base_url": there, "key_variable": "OPENAI_API_KEY"})
     monkeypatch.setenv("SDBUILD_KEYS", f"OPENAI_API_KEY={server.url}/whatever")
     server.key = KEY
     assert asking.run(**GPT, base_url=there, style="tags").computed == 4
     monkeypatch.setenv("SDBUILD_KEYS", f"sk-secret-by-mistake MY={server.url}")
     with pytest.raises(DataError, match="is not followed by =https://host"):
-        keys.is_sent({"base_url": there, "key_variable": "MY"})
+        api_keys.is_sent({"base_url": there, "key_variable": "MY"})
 
 
 def test_origins_are_compared_as_servers_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     def sent(address: str | None, variable: str = "MY_KEY") -> bool:
         try:
-            return keys.is_sent({"base_url": address, "key_variable": variable})
+            return api_keys.is_sent({"base_url": address, "key_variable": variable})
         except DataError:
             return False
 

@@ -12,7 +12,7 @@ from sdbuild.data import views
 from sdbuild.data.buckets import Fit
 from sdbuild.data.records import CaptionRecord
 from sdbuild.data.views import read_otherwise
-from sdbuild.storage.wording import clean
+from sdbuild.storage.text_cleaning import clean
 from tests.data.files import write
 from tests.data.test_records import image
 

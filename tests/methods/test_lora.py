@@ -275,7 +275,7 @@ def test_settings_that_came_later_are_stated_where_they_are_set() -> None:
 
 
 def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_says_otherwise() -> None:
-    doubted: list[str] = []
+    warned: list[str] = []
 
     def stated(lora: Mapping[str, Any], kind: str = "lora") -> Mapping[str, Any]:
         method = lora if kind == "lora" else {"kind": kind, "tokens": [{"token": "<x>"}], "lora": lora}
@@ -288,7 +288,7 @@ def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_say
                 "train": {"steps": 1},
             }
         )
-        doubted[:] = [doubt for doubt in recipe.doubts() if "dora" in doubt]
+        warned[:] = [warning for warning in recipe.warnings() if "dora" in warning]
         found = method_of(recipe.model_dump(mode="json", by_alias=True)["method"]).stated()
         assert method_of(found).stated() == found
         return found if kind == "lora" else found.get("lora", {})
@@ -296,9 +296,9 @@ def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_say
     for kind in ("lora", "pivotal"):
         assert "dora_axis" not in stated({"kind": "lora"}, kind)
         assert stated({"kind": "lora", "dora": True}, kind)["dora_axis"] == "input"
-        (said,) = doubted
+        (said,) = warned
         assert "which diffusers and LyCORIS do not read; for those set method.dora_axis: output" in said
         outputs = stated({"kind": "lora", "dora": True, "dora_axis": "output"}, kind)
-        assert not doubted
+        assert not warned
         assert outputs["dora"]
         assert "dora_axis" not in outputs  # as before there was a choice, so that what was built stays fresh

@@ -18,7 +18,7 @@ from sdbuild.errors import RecipeError
 from sdbuild.families.contract import Family, NoiseSchedule
 from sdbuild.families.sources import bring
 from sdbuild.methods.contract import Adapter, Networks
-from sdbuild.methods.narrowing import narrowing_of
+from sdbuild.methods.precision_loss import precision_loss_of
 from sdbuild.plan.model import Base
 from sdbuild.recipe.methods import method_of
 from sdbuild.steps.model import Trained, apply, networks
@@ -189,10 +189,10 @@ def test_half_precision_halves_the_file_and_keeps_what_it_cannot_hold(folders: d
     wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
     assert wide == {"model.diffusion_model.out.2.bias"}
     assert {tensor.dtype for name, tensor in tensors.items() if name not in wide} == {torch.float16}
-    narrowing = narrowing_of(bench.adapter)
-    assert narrowing is not None
-    assert (narrowing.kept, narrowing.harmed) == (1, set())
-    assert str(narrowing.told()).startswith(
+    precision_loss = precision_loss_of(bench.adapter)
+    assert precision_loss is not None
+    assert (precision_loss.kept, precision_loss.harmed) == (1, set())
+    assert str(precision_loss.told()).startswith(
         "method.save_precision float16 cannot hold 1 tensor whose numbers are too large, which stay float32; write"
     )
 

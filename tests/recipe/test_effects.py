@@ -240,7 +240,7 @@ def test_every_key_changes_what_is_built_or_is_told() -> None:
     walked: dict[str, set[str]] = {}
     for context in contexts():
         before = read(context)
-        told_before = set(before.doubts())
+        told_before = set(before.warnings())
         for owner, path, field, value in leaves(before):
             if path[-1] in ("kind", "from") or isinstance(value, BaseModel):
                 continue
@@ -254,9 +254,9 @@ def test_every_key_changes_what_is_built_or_is_told() -> None:
                 if outcome(after) != outcome(before):
                     effects.add("changes")
                     break
-                effects.add("told" if set(after.doubts()) - told_before else "nothing")
+                effects.add("told" if set(after.warnings()) - told_before else "nothing")
     silent = sorted(key for key, effects in walked.items() if "changes" not in effects and key.split()[0] not in HOW)
-    assert not silent, "these change nothing: say in HOW what they are for, or tell it in recipe/idle.py"
+    assert not silent, "these change nothing: say in HOW what they are for, or tell it in recipe/unused_settings.py"
     assert len(walked) > 200
     assert HOW.keys() <= {key.split()[0] for key in walked}
 
@@ -312,7 +312,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "key"), IDLE, ids=[key for _, key in IDLE])
 def test_what_changes_nothing_is_told(changes: dict[str, Any], key: str) -> None:
-    told = [doubt for doubt in read({**SMALL, **changes}).doubts() if doubt.startswith(f"{key} changes nothing")]
+    told = [
+        warning for warning in read({**SMALL, **changes}).warnings() if warning.startswith(f"{key} changes nothing")
+    ]
     assert len(told) == 1
 
 

@@ -117,14 +117,14 @@ def test_tokens_are_words_that_prompts_leave_alone(project: Path) -> None:
 def test_prompts_that_say_other_than_captions_are_doubted(project: Path) -> None:
     write(project, cat=f"{GOOD}method: {{kind: textual_inversion, tokens: [{{token: <V>}}, {{token: <W>}}]}}\n")
     (recipe,) = load_project(project)
-    assert list(recipe.doubts()) == []
+    assert list(recipe.warnings()) == []
     (dataset,) = recipe.datasets
     changes = {"datasets": (dataset.model_copy(update={"trigger": "[V] dog"}),)}
     for prompt, words in (("a [V] dog, <V>, <W>", ["brackets"]), (r"\[V\] dog, <V>", ["never say <W>"])):
         sample = Sample(prompts=(prompt,))
-        said = list(recipe.model_copy(update={**changes, "sample": sample}).doubts())
+        said = list(recipe.model_copy(update={**changes, "sample": sample}).warnings())
         assert len(said) == len(words)
-        assert all(word in doubt for word, doubt in zip(words, said, strict=True))
+        assert all(word in warning for word, warning in zip(words, said, strict=True))
 
 
 def test_a_list_has_limits(project: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdbuild.storage.atomic import remove, renamed_to, replace, write_atomic
-from sdbuild.storage.memory import recall, remember
+from sdbuild.storage.json_cache import recall, remember
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ class Lora(Ranked):
     timestep_ranks: TimestepRanks | None = None
     """How many ranks of the denoiser act at which timestep; null for all of them always."""
 
-    def doubts(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield which programs have no part in the axis, where the recipe does not name one."""
-        yield from super().doubts()
+        yield from super().warnings()
         if self.dora and "dora_axis" not in self.model_fields_set:
             yield (
                 "method.dora makes a file for ComfyUI, A1111, Forge and InvokeAI, which diffusers and LyCORIS do not "

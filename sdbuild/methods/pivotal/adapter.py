@@ -13,8 +13,8 @@ from torch.nn import Parameter
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.contract import Adapter, Networks, Strength
 from sdbuild.methods.lora.adapter import METHOD as LORA
-from sdbuild.methods.narrowing import Narrowing, narrowing_of
 from sdbuild.methods.pivotal.spec import Pivotal
+from sdbuild.methods.precision_loss import PrecisionLoss, precision_loss_of
 from sdbuild.methods.state import take_over, without
 from sdbuild.methods.tokens import NewTokens, file_of
 
@@ -47,9 +47,9 @@ class PivotalAdapter:
         return {**files, main: {**files[main], **self._tokens.bundle()}, **words}
 
     @property
-    def narrowing(self) -> Narrowing | None:
+    def precision_loss(self) -> PrecisionLoss | None:
         """Return what the LoRA's file lost."""
-        return narrowing_of(self._lora)
+        return precision_loss_of(self._lora)
 
     def summary(self) -> dict[str, str]:
         """Return what the LoRA says, and the words."""

@@ -47,9 +47,9 @@ class Pivotal(Tokens):
         """Those of the LoRA."""
         return self.lora.revised
 
-    def doubts(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield those of the LoRA."""
-        yield from self.lora.doubts()
+        yield from self.lora.warnings()
 
     def stated(self) -> Mapping[str, Any]:
         """Without what the LoRA's own section does not set and a later release added."""

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from sdbuild.methods.spec import WORDS, MethodSpec, Rated, Side, Usual
 from sdbuild.recipe.spec import Some, Spec, Text, refuse
-from sdbuild.storage.wording import says, visible
+from sdbuild.storage.text_cleaning import says, visible
 
 
 def _token(word: str) -> str:

@@ -18,14 +18,14 @@ from sdbuild.build.lockfile import LockFile
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.plan.model import Step
-from sdbuild.storage.aside import free_name, set_aside
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.backups import free_name, set_aside
 
 _KEPT = "kept"
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9_-]{22}\.tmp")
 
 
-class Keeper:
+class UserFiles:
     """Looks for files of the user's in outs."""
 
     def __init__(self, project: Project, stat_cache: StatCache) -> None:

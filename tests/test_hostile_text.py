@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbuild.storage import shown
+from sdbuild.storage import terminal_text
 from tests.conftest import BIN, Result, Work
 from tests.tiny import make_pictures
 
@@ -30,7 +30,10 @@ def run(work: Work, *command: str, env: dict[str, str] | None = None) -> Result:
     result = work.run(str(BIN / command[0]), *command[1:], code=None, env=env)
     for text in (result.out, result.err):
         bare = text.replace("\n", "")
-        assert shown.line(bare) == bare, (command, [line for line in text.split("\n") if shown.line(line) != line])
+        assert terminal_text.line(bare) == bare, (
+            command,
+            [line for line in text.split("\n") if terminal_text.line(line) != line],
+        )
         assert not any(line.lstrip().startswith("forged") for line in text.split("\n")), (command, text)
     return result
 

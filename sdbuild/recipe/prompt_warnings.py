@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sdbuild.storage.wording import plain, says
+from sdbuild.storage.text_cleaning import plain, says
 
 if TYPE_CHECKING:
     from sdbuild.recipe.models import Recipe
@@ -37,7 +37,7 @@ _WORDS = {
 }
 
 
-def prompt_doubts(recipe: Recipe) -> Iterator[str]:
+def prompt_warnings(recipe: Recipe) -> Iterator[str]:
     """Say which prompts hold what is drawn as plain words here, or nothing of what is learned."""
     if recipe.sample is None:
         return

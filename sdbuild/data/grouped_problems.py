@@ -12,7 +12,7 @@ MOST = 3
 """Files that are named one a line."""
 
 
-def gathered(problems: Iterable[Problem]) -> Iterator[Problem]:
+def group_similar(problems: Iterable[Problem]) -> Iterator[Problem]:
     """Yield problems in their order; of more than a few alike in one dataset's folder the first, with a count."""
     alike: dict[object, list[Problem]] = {}
     for number, problem in enumerate(problems):

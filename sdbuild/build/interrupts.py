@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
         """The step had no time to save what it had."""
 
 
-def stopped(step: Step, scratch: Path, error: KeyboardInterrupt, done: tuple[int, int] | None) -> str:
+def interrupt_message(step: Step, scratch: Path, error: KeyboardInterrupt, done: tuple[int, int] | None) -> str:
     """Say what stopping a step has left.
 
     Args:

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from sdbuild.data.pictures import MAX_PIXELS, pixel_digest
-from sdbuild.data.room import Room
+from sdbuild.data.pixel_budget import PixelBudget
 from tests.tiny import make_pictures
 
 
 def test_threads_wait_until_there_is_room_and_none_waits_for_itself() -> None:
-    room = Room(100)
+    budget = PixelBudget(100)
     inside: list[int] = []
     most = 0
     lock = threading.Lock()
@@ -26,13 +26,13 @@ def test_threads_wait_until_there_is_room_and_none_waits_for_itself() -> None:
     def decode(pixels: int) -> None:
         nonlocal most
         for _ in range(20):
-            with room.held():
-                room.take(pixels)
+            with budget.held():
+                budget.take(pixels)
                 with lock:
                     inside.append(pixels)
                     most = max(most, sum(inside) if len(inside) > 1 else 0)
-                with room.held():  # its mask
-                    room.take(1)
+                with budget.held():  # its mask
+                    budget.take(1)
                 time.sleep(0.0005)
                 with lock:
                     inside.remove(pixels)
@@ -44,21 +44,21 @@ def test_threads_wait_until_there_is_room_and_none_waits_for_itself() -> None:
         thread.join(timeout=30)
         assert not thread.is_alive()
     assert 0 < most <= 100 + len(threads)
-    assert room._used == 0
+    assert budget._used == 0
 
 
 def test_an_error_gives_room_back() -> None:
-    room = Room(10)
+    budget = PixelBudget(10)
 
     def fail() -> None:
-        with room.held():
-            room.take(10)
+        with budget.held():
+            budget.take(10)
             raise ValueError
 
     for _ in range(3):
         with pytest.raises(ValueError):  # noqa: PT011
             fail()
-    assert room._used == 0
+    assert budget._used == 0
 
 
 def test_a_digest_is_that_of_all_bytes() -> None:
@@ -73,8 +73,8 @@ def test_a_digest_is_that_of_all_bytes() -> None:
 SCRIPT = """
 import json, re, sys
 from pathlib import Path
-from sdbuild.data import room
-room.ROOM.pixels = 25_000_000
+from sdbuild.data import pixel_budget
+pixel_budget.PIXEL_BUDGET.pixels = 25_000_000
 from sdbuild.data.examine import examine
 from sdbuild.data.pixelcache import PixelCache
 folder = Path(sys.argv[1])

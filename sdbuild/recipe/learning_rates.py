@@ -52,7 +52,7 @@ def with_usual_rate(recipe: Any, method: str) -> Any:
     return recipe if usual is None else {**recipe, "train": {**train, "learning_rate": usual.rate}}
 
 
-def rate_doubts(recipe: Recipe) -> Iterator[str]:
+def rate_warnings(recipe: Recipe) -> Iterator[str]:
     """Say which rates are far from the usual ones."""
     train, method = recipe.train, recipe.method
     if train.optimizer in UNUSUAL:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sdbuild.plan.built import as_built
+from sdbuild.plan.built_recipe import as_built
 from sdbuild.plan.compile import plan
 from sdbuild.recipe.load import load_recipe
 from sdbuild.recipe.models import Recipe

@@ -17,7 +17,7 @@ LEAST = 32_000_000
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-class Room:
+class PixelBudget:
     """So many pixels may be in memory at once; one picture alone always fits, whatever its size."""
 
     def __init__(self, pixels: int) -> None:
@@ -63,5 +63,5 @@ def _memory() -> int:
     return min(found, default=0)
 
 
-ROOM = Room(max(LEAST, _memory() // SHARE // PIXEL))
+PIXEL_BUDGET = PixelBudget(max(LEAST, _memory() // SHARE // PIXEL))
 """Of this process."""

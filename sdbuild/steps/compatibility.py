@@ -22,7 +22,7 @@ Steps = Mapping[str, Mapping[str, Any]]
 """Specs of a recipe's steps, by kind."""
 
 
-def asks_networks(steps: Steps) -> bool:
+def needs_networks(steps: Steps) -> bool:
     """Whether a recipe names anything of its base's networks: modules, words, layers that a file adapts."""
     method = steps["train"]["method"]
     named = any(
@@ -38,9 +38,9 @@ def check(steps: Steps, base: Path, project: Path) -> None:
     Raises:
         RecipeError: with everything that is wrong.
     """
-    if not asks_networks(steps):
+    if not needs_networks(steps):
         return
-    if found := [problem for problem, stops in judged(steps, base, project) if stops]:
+    if found := [problem for problem, stops in find_problems(steps, base, project) if stops]:
         raise RecipeError(found)
 
 
@@ -48,12 +48,12 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
     """Judge several recipes; answers what is wrong with each, and what is worth a word, by its name."""
     answer: dict[str, Any] = {}
     for name, each in request["recipes"].items():
-        rows = judged(each["steps"], Path(each["base"]), Path(request["project"]))
+        rows = find_problems(each["steps"], Path(each["base"]), Path(request["project"]))
         answer[name] = [{**asdict(problem), "stops": stops} for problem, stops in rows]
     return answer
 
 
-def judged(steps: Steps, base: Path, project: Path) -> Iterator[tuple[Problem, bool]]:
+def find_problems(steps: Steps, base: Path, project: Path) -> Iterator[tuple[Problem, bool]]:
     """Yield what is wrong, and whether it stops the recipe."""
     from sdbuild.steps.model import untrained
     from sdbuild.steps.prediction import outline
@@ -128,12 +128,12 @@ def _try(base: Path, file: Path) -> None:
         raise DataError(
             f"{error}; it takes LoRAs and their kin that were made for a base of the same family"
         ) from error
-    if parts is None and (strange := sorted(_strangers(state, modules, family))):
+    if parts is None and (strange := sorted(_unknown_layers(state, modules, family))):
         message = f"has {len(strange)} layers that this base has not, such as {strange[0]}"
         raise DataError(f"{message}; it takes LoRAs and their kin that were made for a base of the same family")
 
 
-def _strangers(state: Mapping[str, Any], modules: Mapping[Any, nn.Module], family: Family) -> Iterator[str]:
+def _unknown_layers(state: Mapping[str, Any], modules: Mapping[Any, nn.Module], family: Family) -> Iterator[str]:
     """Layers that a file adapts, in diffusers' names or kohya's, and that networks do not have."""
     from sdbuild.methods.elsewhere import TEXT_ROOT
 

@@ -1,7 +1,7 @@
-"""What is looked at before a byte is written because a file of a clone or a remote said so.
+"""Checks before a checkout writes files: the paths that a clone or a remote names stay inside the project.
 
-The rules are `sdbuild.storage.inside`'s; here they are put to a project, to the outs of DVC's stages with their lists
-of files, and to the place of the cache.
+The rules are those of `sdbuild.storage.safe_paths`; here they are applied to the project's folders, to the outs of
+DVC's stages with their lists of files, and to the place of the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from sdbuild.build.dvc_config import DvcConfig
 from sdbuild.build.project import Project
 from sdbuild.errors import DataError, Problem, UsageError
-from sdbuild.storage import inside
+from sdbuild.storage import safe_paths
 
 _LISTED = ("md5", "md5-dos2unix")
 """Digests under which DVC keeps lists of files."""
@@ -26,7 +26,7 @@ def check_folders(project: Project, folders: Iterable[str]) -> None:
     Raises:
         DataError: lists them all.
     """
-    problems = [Problem(message=why) for folder in folders if (why := inside.link_problem(project.root, folder))]
+    problems = [Problem(message=why) for folder in folders if (why := safe_paths.link_problem(project.root, folder))]
     if problems:
         raise DataError(problems)
 
@@ -84,30 +84,30 @@ def _out_problem(root: Path, out: Any) -> str | None:
     if out.protocol != "local" or not out.is_in_repo or not path.startswith(base):
         return f"{str(out.def_path)[:120]!a} is outside the project"
     name = path.removeprefix(base)
-    if (why := inside.path_problem(name)) is not None:
+    if (why := safe_paths.path_problem(name)) is not None:
         return why
     cache = Path(out.cache.path)
     beside = (PurePosixPath(name).parent / ".gitignore").as_posix()  # DVC adds lines to it
     return (
-        inside.link_problem(root, name, (cache,))
-        or inside.link_problem(root, beside)
-        or (inside.links_below(root, name, (cache,)) if (root / name).is_dir() else None)
+        safe_paths.link_problem(root, name, (cache,))
+        or safe_paths.link_problem(root, beside)
+        or (safe_paths.links_below(root, name, (cache,)) if (root / name).is_dir() else None)
     )
 
 
 def list_problem(out: Any) -> str | None:
     """Why the list of files of an out must not be used; None for a file, and where there is no list here."""
     for row in out.files or ():
-        if (why := inside.path_problem(row.get("relpath"))) is not None:
+        if (why := safe_paths.path_problem(row.get("relpath"))) is not None:
             return why
     md5 = out.hash_info.value
     if md5 is None or out.hash_info.name not in _LISTED:
         return None
-    if not inside.is_md5(md5):
+    if not safe_paths.is_md5(md5):
         return f"{str(md5)[:60]!a} is no MD5"
     if md5.endswith(".dir"):
         try:
-            inside.read_list(Path(out.cache.oid_to_path(md5)))
+            safe_paths.read_list(Path(out.cache.oid_to_path(md5)))
         except OSError:
             return None
         except ValueError as error:
@@ -126,7 +126,7 @@ def guard_cache(store: Any) -> None:
     path_of = store.oid_to_path
 
     def checked(oid: Any) -> Any:
-        if not inside.is_md5(oid):
+        if not safe_paths.is_md5(oid):
             reason = f"{str(oid)[:60]!a} is no MD5; a list of files that names it is damaged or false"
             raise OSError(errno.EINVAL, reason)
         return path_of(oid)

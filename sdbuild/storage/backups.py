@@ -23,7 +23,7 @@ def set_aside(path: Path, ending: str) -> Path:
     return kept
 
 
-def make_room(root: Path, folder: str) -> list[Path]:
+def make_folder(root: Path, folder: str) -> list[Path]:
     """Make a folder below `root`; files that lie where folders have to be are set aside, and where is returned."""
     kept = []
     for part in reversed((root / folder, *(root / folder).parents)):

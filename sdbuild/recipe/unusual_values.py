@@ -20,7 +20,7 @@ RATIO = 64.0
 """Rate of LoRA's second factor over that of the first."""
 
 
-def extremes(recipe: Recipe) -> Iterator[str]:
+def unusual_values(recipe: Recipe) -> Iterator[str]:
     """Say which numbers are."""
     train, sample = recipe.train, recipe.sample
     method = recipe.method.lora if isinstance(recipe.method, Pivotal) else recipe.method

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sdbuild.recipe.models import Recipe
-from sdbuild.recipe.prompting import foreign
+from sdbuild.recipe.prompt_warnings import foreign
 
 
 def recipe(trigger: str = "", method: Any = None, **sample: Any) -> Recipe:
@@ -44,8 +44,8 @@ def test_syntax_of_other_programs_is_told(prompt: str, what: str, instead: str) 
     (said,) = foreign(prompt)
     assert what in said
     assert instead in said
-    assert f"sample.prompts[0] {prompt!r}: {said}" in list(recipe(prompts=[prompt]).doubts())
-    assert f"sample.negative {prompt!r}: {said}" in list(recipe(prompts=["x"], negative=prompt).doubts())
+    assert f"sample.prompts[0] {prompt!r}: {said}" in list(recipe(prompts=[prompt]).warnings())
+    assert f"sample.negative {prompt!r}: {said}" in list(recipe(prompts=["x"], negative=prompt).warnings())
 
 
 def test_prompts_of_ours_are_not() -> None:
@@ -57,14 +57,14 @@ def test_prompts_of_ours_are_not() -> None:
 
 
 def test_prompts_without_the_trigger_are_told() -> None:
-    (said,) = recipe("sks cat", prompts=["a dog", "a house"]).doubts()
+    (said,) = recipe("sks cat", prompts=["a dog", "a house"]).warnings()
     assert "sample.prompts never say datasets.0.trigger 'sks cat'" in said
     for prompts in (["a dog", "photo of SKS  cat"], ["a (sks:1.3) cat"]):
-        assert not list(recipe("sks cat", prompts=prompts).doubts())
+        assert not list(recipe("sks cat", prompts=prompts).warnings())
     words = {"kind": "textual_inversion", "tokens": [{"token": "<Toy>"}]}
-    (said,) = [each for each in recipe("<Toy>", words, prompts=["a dog"]).doubts() if "never say" in each]
+    (said,) = [each for each in recipe("<Toy>", words, prompts=["a dog"]).warnings() if "never say" in each]
     assert "never say <Toy>" in said
-    assert not [each for each in recipe("<Toy>", words, prompts=["a <toy>"]).doubts() if "never say" in each]
+    assert not [each for each in recipe("<Toy>", words, prompts=["a <toy>"]).warnings() if "never say" in each]
 
 
 def test_prompts_are_without_what_nobody_sees() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from sdbuild.captioners.texts import clean as said
-from sdbuild.storage.wording import clean, plain, says, visible
+from sdbuild.storage.text_cleaning import clean, plain, says, visible
 
 KEPT = (
     "a cat",

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sdbuild.storage.regular import read_regular
+from sdbuild.storage.regular_files import read_regular
 
 MOST_BYTES = 128 << 20
 """Size of the largest list of files that is read: about a million files."""

@@ -44,8 +44,8 @@ def rate(project: Path, kind: str, train: str = "") -> float:
     return recipe(project, kind, train).train.learning_rate
 
 
-def doubts(project: Path, kind: str, train: str = "", base: str = "org/base") -> list[str]:
-    return [doubt for doubt in recipe(project, kind, train, base).doubts() if doubt.startswith("train.")]
+def warnings(project: Path, kind: str, train: str = "", base: str = "org/base") -> list[str]:
+    return [warning for warning in recipe(project, kind, train, base).warnings() if warning.startswith("train.")]
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -53,9 +53,9 @@ def test_a_recipe_that_says_no_rate_has_its_methods(project: Path, kind: str) ->
     wanted, usual = FIELD.get(kind, FIELD["lora"])
     for train in ("", "steps: 9", "optimizer: adamw-8bit"):
         assert rate(project, kind, train) == wanted
-        assert doubts(project, kind, train) == []
+        assert warnings(project, kind, train) == []
     for peer in usual:
-        assert doubts(project, kind, f"learning_rate: {peer}") == []
+        assert warnings(project, kind, f"learning_rate: {peer}") == []
     made = recipe(project, kind)
     assert made.resolved()["train"]["learning_rate"] == wanted
     assert next(step for step in plan(made) if step.kind == "train").spec["train"]["learning_rate"] == wanted
@@ -68,14 +68,14 @@ def test_optimizers_with_a_scale_of_their_own(project: Path) -> None:
     for optimizer in ("lion-8bit", "lion-8bit-paged"):
         assert rate(project, "lora", f"optimizer: {optimizer}") == pytest.approx(2e-5)
         assert rate(project, "full", f"optimizer: {optimizer}") == pytest.approx(1e-6)
-        assert doubts(project, "lora", f"optimizer: {optimizer}") == []
-    said = doubts(project, "lora", "optimizer: lion-8bit, learning_rate: 2e-3")
+        assert warnings(project, "lora", f"optimizer: {optimizer}") == []
+    said = warnings(project, "lora", "optimizer: lion-8bit, learning_rate: 2e-3")
     assert said == [
         "train.learning_rate 0.002 is far above what lora is usually trained with by lion-8bit, 2e-06 to 0.0002; "
         "without the key it is 2e-05"
     ]
-    assert doubts(project, "lora", "optimizer: sgd, learning_rate: 0.5") == []
-    (said_of_sgd,) = doubts(project, "lora", "optimizer: sgd")
+    assert warnings(project, "lora", "optimizer: sgd, learning_rate: 0.5") == []
+    (said_of_sgd,) = warnings(project, "lora", "optimizer: sgd")
     assert "sgd has no usual learning rate" in said_of_sgd
 
 
@@ -101,22 +101,22 @@ def test_a_rate_that_is_said_stays(project: Path) -> None:
     ],
 )
 def test_rates_far_from_the_fields_are_told(project: Path, kind: str, train: str, word: str) -> None:
-    (said,) = doubts(project, kind, train)
+    (said,) = warnings(project, kind, train)
     low, high = next(spec.usual for spec in SPECS if spec.model_fields["kind"].default == kind).rates
     assert f"is far {word} what {kind} is usually trained with, {low:g} to {high:g}" in said
 
 
 def test_rates_of_parts_are_looked_at(project: Path) -> None:
     both = "learning_rate: 1e-4, learning_rates: {denoiser: 0.9, embeddings: 1e-7}"
-    said = doubts(project, "pivotal", both)
+    said = warnings(project, "pivotal", both)
     assert [each.split()[0] for each in said] == ["train.learning_rates.denoiser", "train.learning_rates.embeddings"]
-    assert doubts(project, "pivotal", "learning_rates: {embeddings: 2e-3}") == []
+    assert warnings(project, "pivotal", "learning_rates: {embeddings: 2e-3}") == []
 
 
 def test_an_embedded_base_is_small_and_takes_more_where_its_own_weights_are_trained(project: Path) -> None:
-    assert doubts(project, "full", "learning_rate: 1e-4", base="emoji-64") == []
-    assert doubts(project, "full", "learning_rate: 1e-2", base="emoji-64")
-    assert doubts(project, "lora", "learning_rate: 0.05", base="emoji-64")
+    assert warnings(project, "full", "learning_rate: 1e-4", base="emoji-64") == []
+    assert warnings(project, "full", "learning_rate: 1e-2", base="emoji-64")
+    assert warnings(project, "lora", "learning_rate: 0.05", base="emoji-64")
 
 
 def test_the_reference_has_the_table() -> None:

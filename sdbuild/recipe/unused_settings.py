@@ -10,14 +10,14 @@ from sdbuild.methods.lokr.spec import Lokr
 from sdbuild.methods.pivotal.spec import Pivotal
 from sdbuild.methods.spec import ClassPictures
 from sdbuild.recipe.captioners import ModelCaptioner, fields_used
-from sdbuild.recipe.rates import usual_of
+from sdbuild.recipe.learning_rates import usual_of
 from sdbuild.recipe.spec import Spec
 
 if TYPE_CHECKING:
     from sdbuild.recipe.models import Recipe
 
 
-def idle(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def unused_settings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield such settings, dotted, and why they change nothing."""
     yield from _of_training(recipe)
     yield from _of_method(recipe)

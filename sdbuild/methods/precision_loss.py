@@ -14,7 +14,7 @@ NOTICEABLE = 0.01
 
 
 @dataclass(kw_only=True, slots=True)
-class Narrowing:
+class PrecisionLoss:
     """Tensors before and after."""
 
     precision: str
@@ -75,31 +75,31 @@ class Narrowing:
 
 
 @runtime_checkable
-class Narrowed(Protocol):
+class StoresHalfPrecision(Protocol):
     """An adapter that may be written in half precision."""
 
     @property
-    def narrowing(self) -> Narrowing | None:
+    def precision_loss(self) -> PrecisionLoss | None:
         """What the last `export` has lost; None where it was in float32."""
 
 
-def narrowing_of(adapter: object) -> Narrowing | None:
+def precision_loss_of(adapter: object) -> PrecisionLoss | None:
     """Return what writing an adapter has lost; None where nothing can be."""
-    return adapter.narrowing if isinstance(adapter, Narrowed) else None
+    return adapter.precision_loss if isinstance(adapter, StoresHalfPrecision) else None
 
 
-def measured(rows: Iterable[tuple[str, str, Tensor, Tensor]], precision: str) -> Narrowing | None:
+def measure(rows: Iterable[tuple[str, str, Tensor, Tensor]], precision: str) -> PrecisionLoss | None:
     """Compare tensors before and after, with their layers and names; those without values are passed over."""
     if precision == "float32":
         return None
-    found = Narrowing(precision=precision)
+    found = PrecisionLoss(precision=precision)
     for layer, name, before, after in rows:
         if before.dim() and not before.is_meta:
             found.add(layer, name, before.detach().float(), after.detach())
     return found
 
 
-def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_finite(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring a tensor to a number format, but for one that it cannot hold."""
     narrow = tensor.to(dtype)
     return narrow if tensor.is_meta or bool(narrow.isfinite().all()) else tensor

@@ -13,7 +13,7 @@ import pytest
 
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, StepError
-from sdbuild.storage import shown
+from sdbuild.storage import terminal_text
 
 HOSTILE = (
     "\x1b]52;c;ZWNobyBoaQ==\x07",  # clipboard
@@ -46,32 +46,34 @@ def harmless(text: str) -> bool:
 
 def test_a_line_is_text_whatever_it_was_made_of() -> None:
     for text in HOSTILE:
-        found = shown.line(f"x{text}y")
+        found = terminal_text.line(f"x{text}y")
         assert harmless(found)
         assert "\n" not in found
-        assert not any(shown._misleads(letter) for letter in found), found
-        assert shown.line(found) == found
+        assert not any(terminal_text._misleads(letter) for letter in found), found
+        assert terminal_text.line(found) == found
         found.encode()
-    assert [shown.line(text) for text in FINE] == list(FINE)
-    assert shown.line("\x1b\x9b\r\n\t\u202e\U000e0041\udcff\ud800") == r"\x1b\x9b\r\n\t\u202e\U000e0041\xff\ud800"
-    assert shown.lines("a\nb\x1b") == "a\nb\\x1b"
+    assert [terminal_text.line(text) for text in FINE] == list(FINE)
+    assert (
+        terminal_text.line("\x1b\x9b\r\n\t\u202e\U000e0041\udcff\ud800") == r"\x1b\x9b\r\n\t\u202e\U000e0041\xff\ud800"
+    )
+    assert terminal_text.lines("a\nb\x1b") == "a\nb\\x1b"
 
 
 def test_every_character_that_unicode_calls_invisible_is_spelled_out() -> None:
     for code in [*range(0x3000), *range(0xD800, 0xE000), *range(0xFE00, 0x10000), *range(0xE0000, 0xE1000)]:
         letter = chr(code)
         if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-            assert shown.line(f"a{letter}b").isascii(), hex(code)
+            assert terminal_text.line(f"a{letter}b").isascii(), hex(code)
 
 
 def test_json_keeps_every_value() -> None:
     value = {f"key {text}": [text, {"inside": text}] for text in (*HOSTILE, *FINE)}
-    text = shown.as_json(value)
+    text = terminal_text.as_json(value)
     assert json.loads(text) == value
     assert harmless(text)
-    assert not any(shown._misleads(letter) for letter in text.replace("\n", ""))
+    assert not any(terminal_text._misleads(letter) for letter in text.replace("\n", ""))
     assert "Grüße" in text
-    assert json.loads(shown.as_json({"loss": [float("nan"), float("inf"), 1.5]})) == {"loss": [None, None, 1.5]}
+    assert json.loads(terminal_text.as_json({"loss": [float("nan"), float("inf"), 1.5]})) == {"loss": [None, None, 1.5]}
 
 
 class Terminal(io.StringIO):
@@ -136,8 +138,8 @@ def test_an_encoding_that_lacks_letters_spells_them_out() -> None:
 def test_what_libraries_print_is_guarded_too() -> None:
     script = """
 import logging, sys, warnings
-from sdbuild.storage import shown
-shown.guard(); shown.guard()
+from sdbuild.storage import terminal_text
+terminal_text.guard(); terminal_text.guard()
 name = "\\x1b]0;t\\x07 \\udcff é"
 print(name, file=sys.stderr); print(name); sys.stdout.writelines([name])
 logging.error(name); warnings.warn(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbuild.storage.regular import SpecialFileError, find_special, read_regular, special_at
+from sdbuild.storage.regular_files import SpecialFileError, find_special, read_regular, special_at
 
 
 def test_special_files_are_named(tmp_path: Path) -> None:

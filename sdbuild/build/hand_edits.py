@@ -16,7 +16,7 @@ _PARTS = ({"name", "recipe", "base", "steps"}, {"stages", "plots", "artifacts"})
 """What is in a `recipe.json` and in a `dvc.yaml` at most."""
 
 
-def note(project: Project, path: str, text: str) -> None:
+def record_written(project: Project, path: str, text: str) -> None:
     """Remember what a file was written with."""
     write_atomic(_memory(project, path), _blob(text.encode()))
 

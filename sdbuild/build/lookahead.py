@@ -14,7 +14,7 @@ from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
 
 
-class Foresight:
+class Lookahead:
     """Judges steps as if the images steps had run."""
 
     def __init__(self, oracle: Oracle, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Foresight:
         if self._ahead is None:
             self._ahead = self._oracle.another()
         content = path.read_bytes()
-        self._ahead.foresee(step.outs[0].path, path, Digest(md5(content).hexdigest(), len(content)))
+        self._ahead.assume(step.outs[0].path, path, Digest(md5(content).hexdigest(), len(content)))
 
     def _as_many(self, step: Step, found: Expected) -> bool:
         """Whether there are as many picture files as before: then one may have been saved again, and be the same."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdbuild.storage.regular import read_regular
+from sdbuild.storage.regular_files import read_regular
 
 _NAME = ".dvcignore"
 
