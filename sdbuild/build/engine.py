@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdbuild.build.bases import misfits
 from sdbuild.build.checkout_checks import check_folders
 from sdbuild.build.compiled import Compiled
+from sdbuild.build.datasets import Datasets
 from sdbuild.build.input_changes import Inputs
 from sdbuild.build.interrupts import Interrupted, interrupt_message
 from sdbuild.build.lockfile import Entry, LockFile
@@ -27,7 +28,7 @@ from sdbuild.build.statcache import StatCache
 from sdbuild.build.workers import PATIENCE, Workers
 from sdbuild.captioners import models
 from sdbuild.console import Console
-from sdbuild.errors import DataError, Problem, RecipeError, SdbuildError
+from sdbuild.errors import Problem, RecipeError, SdbuildError
 from sdbuild.plan.model import Step
 from sdbuild.recipe.libraries import missing
 from sdbuild.recipe.models import Recipe
@@ -81,6 +82,7 @@ class Engine:
         """The user has been told what an interrupt left."""
         self._inputs = Inputs(self.oracle, self.compiled)
         self._outs = Outs(project, self.oracle, console, lambda: self.history)
+        self._datasets = Datasets(self.oracle, console, lambda: self.history)
 
     @cached_property
     def history(self) -> History:
@@ -167,10 +169,11 @@ class Engine:
                 time.sleep(0.05)
         for name, done in dict(self._running).items():
             self._workers.kill()
-            self.console.error(
-                interrupt_message(self.steps[name], self.project.scratch(name), Interrupted(cut=True), done)
-            )
-            self.stopped = True
+            self._tell_stopped(self.steps[name], Interrupted(cut=True), done)
+
+    def _tell_stopped(self, step: Step, error: KeyboardInterrupt, done: tuple[int, int]) -> None:
+        self.console.error(interrupt_message(step, self.project.scratch(step.name), error, done))
+        self.stopped = True
 
     def close(self) -> None:
         """Give back processes, databases and the lock."""
@@ -202,7 +205,7 @@ class Engine:
         step = verdict.step
         if verdict.renew and verdict.entry is not None:
             entry = {**verdict.entry, "params": step.params(step.parameters(verdict.reads))}
-            self._save_data(verdict)
+            self._datasets.save(verdict)
             self.history.renew(step, entry, verdict.deps)
             self.oracle.forget()
             verdict = self.oracle.judge(step.name)
@@ -213,7 +216,7 @@ class Engine:
         for known in self._known(verdict):
             self._write_reads(verdict)
             if self._left_there(verdict, known) or self._outs.restore(step, known):
-                self._save_data(verdict)
+                self._datasets.save(verdict)
                 self.oracle.forget()  # steps after this one were waiting for it to run
                 self._forget_scratch(step)
                 return Outcome(how="restored")
@@ -273,7 +276,7 @@ class Engine:
             items = self._work(step, before, show)
             with self._mutex:
                 self._inputs.check_unchanged(before, self._reads)
-                self._save_data(before)
+                self._datasets.save(before)
                 self.history.record(step, before.deps, step.parameters(before.reads))
                 self.oracle.forget()
                 self._forget_scratch(step)
@@ -359,27 +362,8 @@ class Engine:
                 if entry is None or not self._outs.restore(producer, entry):
                     self.build(producer.name, forced=True)
             elif not self.oracle.in_place(path):
-                self._bring_data(path)
+                self._datasets.bring(path)
         self.oracle.forget()
-
-    def _bring_data(self, path: str) -> None:
-        """Bring the version of a dataset that its `.dvc` file names; an older one on disk is in the cache."""
-        versions, outdated = self.oracle.versions, (self.project.root / path).exists()
-        if not self.history.fetch_data(path):
-            raise DataError([versions.not_brought(path)])
-        if named := versions.named(path):
-            versions.note(path, named)
-        if outdated:
-            self.console.say(f"{path} held an older version than {path}.dvc names; that one was brought into place")
-
-    def _save_data(self, verdict: Verdict) -> None:
-        """Keep the version of a tracked dataset that a step was built from; never over one that others made since."""
-        versions = self.oracle.versions
-        for path, digest in verdict.deps.items():
-            named = versions.named(path) if path not in self.oracle.producers else None
-            if named is not None and named != digest.md5 and versions.state(path) == "edited":
-                self.history.save_data(path)
-                versions.note(path, versions.named(path) or digest.md5)
 
     def _write_reads(self, verdict: Verdict) -> None:
         """Put the digests of what a step is about to read into `recipe.json`, where DVC looks for parameters."""

@@ -237,7 +237,7 @@ def test_check_looks_at_every_file_of_weights_that_a_recipe_names(work: Work) ->
     work.recipe(base={"vae": "./models/vae.safetensors"}, sample={"adapters": adapters})
     said = work.sdbuild("check", code=2).err.splitlines()
     assert len(said) == 3
-    assert said[0].startswith("recipes/cat.yaml: base.vae: models/vae.safetensors is no safetensors file")
+    assert said[0].startswith("recipes/cat.yaml:3: base.vae: models/vae.safetensors is no safetensors file")
     assert "sample.adapters[0].path: adapters/cut.safetensors is damaged (cut short: it has" in said[1]
     assert "sample.adapters[1].path: adapters/odd.safetensors is damaged (a has a shape that is no list" in said[2]
     work.recipe()

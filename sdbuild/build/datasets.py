@@ -1,0 +1,45 @@
+"""Datasets on disk: brought at the version that their `.dvc` files name, and saved as a step was built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sdbuild.build.oracle import Oracle, Verdict
+from sdbuild.console import Console
+from sdbuild.errors import DataError
+
+if TYPE_CHECKING:
+    from sdbuild.build.history import History
+
+
+class Datasets:
+    """The datasets of a project that DVC tracks."""
+
+    def __init__(self, oracle: Oracle, console: Console, history: Callable[[], History]) -> None:
+        self._oracle = oracle
+        self._console = console
+        self._history = history
+
+    def bring(self, path: str) -> None:
+        """Bring the version of a dataset that its `.dvc` file names; an older one on disk is in the cache.
+
+        Raises:
+            DataError: neither cache nor remote has it.
+        """
+        versions, outdated = self._oracle.versions, (self._oracle.project.root / path).exists()
+        if not self._history().fetch_data(path):
+            raise DataError([versions.not_brought(path)])
+        if named := versions.named(path):
+            versions.note(path, named)
+        if outdated:
+            self._console.say(f"{path} held an older version than {path}.dvc names; that one was brought into place")
+
+    def save(self, verdict: Verdict) -> None:
+        """Save the version of a tracked dataset that a step was built from; never over one that others made since."""
+        versions = self._oracle.versions
+        for path, digest in verdict.deps.items():
+            named = versions.named(path) if path not in self._oracle.producers else None
+            if named is not None and named != digest.md5 and versions.state(path) == "edited":
+                self._history().save_data(path)
+                versions.note(path, versions.named(path) or digest.md5)
