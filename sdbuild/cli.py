@@ -78,4 +78,4 @@ def _unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str |
     listed = [choice.dest for choice in commands._choices_actions]
     near = difflib.get_close_matches(name, listed, n=1)
     hint = f" (did you mean {near[0]}?)" if near else f": there is {', '.join(listed)}"
-    return f"{parser.format_usage()}sdbuild: error: no command {name}{hint}; `sdbuild --help` tells what they do"
+    return f"{parser.format_usage()}sdbuild: error: no command {name}{hint}; `sdbuild --help` lists them"

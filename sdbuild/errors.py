@@ -108,7 +108,7 @@ def of_system(error: OSError) -> StepError:
     what = f"{name}: " if name else ""
     reason = error.strerror or str(error) or type(error).__name__
     if disk_full(error):
-        return StepError(f"{what}{reason}; make room (`sdbuild gc` says what can go) and try again")
+        return StepError(f"{what}{reason}; free some space (`sdbuild gc` lists what can go) and try again")
     remedies = {
         errno.EROFS: "; nothing can be written there: make it writable, or work in a copy",
         errno.EACCES: "; mend its owner or its permissions (`ls -ld` shows them)",

@@ -59,13 +59,13 @@ def base_warnings(recipe: Recipe, base: Base, project: Path) -> Iterable[str]:
         and base_folder(base, project) is None
     ):
         yield (
-            f"base.model {base.model} is not on this machine{hub.hint(base.model)}; doit downloads it, and only then "
-            "can it be said whether the recipe goes with it"
+            f"base.model {base.model} is not on this machine{hub.hint(base.model)}; doit downloads it and then "
+            "checks the recipe against it"
         )
     if recipe.base.clip_skip == 2 and _family(base, project) in ("sdxl", None):
         yield (
-            "base.clip_skip 2 is the layer before the one that Stable Diffusion XL uses; where the card of such a "
-            "model says clip skip 2, it means the usual layer: leave the key out"
+            "base.clip_skip 2 takes the layer before the usual one of Stable Diffusion XL; model cards that say clip "
+            "skip 2 mean the usual one: remove the key"
         )
 
 

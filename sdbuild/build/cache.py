@@ -74,7 +74,7 @@ class LocalCache:
             DataError: that is no name of an object; it would lead elsewhere.
         """
         if not is_md5(md5):
-            raise DataError(f"{md5!a} is no MD5; a file that names it is damaged or was tampered with")
+            raise DataError(f"{md5!a} is not an MD5; a file that names it is damaged or was tampered with")
         return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
     def files(self, md5: str) -> dict[str, str] | None:

@@ -40,7 +40,7 @@ class CaptionChecks:
                 message = f"the base's tokenizer knows {word!r}; choose another, e.g. in <>"
                 found.append(Problem(field=f"method.tokens[{index}].token", message=message))
             if not captions.open and texts and not any(says(text, word) for text in texts):
-                message = f"no caption says {word!r}; write it there, e.g. as a trigger"
+                message = f"no caption has {word!r}; add it to a caption, e.g. as a trigger"
                 found.append(Problem(field="method.tokens", message=message))
         return in_recipe(recipe.name, found, self.project)
 

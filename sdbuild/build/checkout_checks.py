@@ -104,7 +104,7 @@ def list_problem(out: Any) -> str | None:
     if md5 is None or out.hash_info.name not in _LISTED:
         return None
     if not safe_paths.is_md5(md5):
-        return f"{str(md5)[:60]!a} is no MD5"
+        return f"{str(md5)[:60]!a} is not an MD5"
     if md5.endswith(".dir"):
         try:
             safe_paths.read_list(Path(out.cache.oid_to_path(md5)))
@@ -122,12 +122,12 @@ def lists_are_here(stages: Iterable[Any]) -> bool:
 
 
 def guard_cache(store: Any) -> None:
-    """Let a cache of DVC's make no path of what is no MD5, as a list that DVC reads by itself may name."""
+    """Let a cache of DVC's make no path of what is not an MD5, as a list that DVC reads by itself may name."""
     path_of = store.oid_to_path
 
     def checked(oid: Any) -> Any:
         if not safe_paths.is_md5(oid):
-            reason = f"{str(oid)[:60]!a} is no MD5; a list of files that names it is damaged or false"
+            reason = f"{str(oid)[:60]!a} is not an MD5; a list of files that names it is damaged or false"
             raise OSError(errno.EINVAL, reason)
         return path_of(oid)
 

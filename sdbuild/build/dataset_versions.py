@@ -58,7 +58,7 @@ class Versions:
         if state == "outdated":
             return (
                 f"{path} holds an older version than {path}.dvc names, as after `git pull`; "
-                f"`sdbuild pull` or `dvc checkout {path}.dvc` brings that one"
+                f"`sdbuild pull` or `dvc checkout {path}.dvc` checks out the named one"
             )
         return str(self.problem(path)) if state == "diverged" else None
 
@@ -85,11 +85,11 @@ class Versions:
         named = self.named(path)
         if named and self._cache.has(named) and (self._project.root / path).exists():
             message = (
-                f"it holds files that are saved nowhere, and {path}.dvc names another version: neither is touched; "
+                f"it holds files that DVC's cache lacks, and {path}.dvc names another version: neither is touched; "
                 f"copy what you want to keep elsewhere and run `{self._taking(path)}`"
             )
         elif tracked:
-            message = "neither DVC's cache nor its remote has it; `sdbuild push` where it is brings it here"
+            message = "neither DVC's cache nor its remote has it; run `sdbuild push` in a clone that has it"
         else:
             message = "no such folder"
         return Problem(file=path, message=message)

@@ -33,7 +33,7 @@ class Datasets:
         if named := versions.named(path):
             versions.note(path, named)
         if outdated:
-            self._console.say(f"{path} held an older version than {path}.dvc names; that one was brought into place")
+            self._console.say(f"{path} held an older version than {path}.dvc names; doit checked out the named one")
 
     def save(self, verdict: Verdict) -> None:
         """Save the version of a tracked dataset that a step was built from; never over one that others made since."""

@@ -111,7 +111,7 @@ def _without_data(engine: Engine, verdict: Verdict, path: str) -> Verdict:
     file = DataFile.read(engine.project, f"{path}.dvc")
     if file is None or not file.plain or file.digest is None or engine.oracle.source([file.digest]) != "run":
         return verdict
-    reason = f"{path} is neither in DVC's cache nor on a remote; `sdbuild push` where it is"
+    reason = f"{path} is neither in DVC's cache nor on a remote; run `sdbuild push` in a clone that has it"
     return replace(verdict, reasons=tuple(dict.fromkeys([*verdict.reasons, reason])))
 
 

@@ -30,16 +30,16 @@ def interrupt_message(step: Step, scratch: Path, error: KeyboardInterrupt, done:
     """
     where, cut = f"stopped in {step.name}", isinstance(error, Interrupted) and error.cut
     if str(error):
-        return f"{where} {error}; doit goes on from there"
+        return f"{where} {error}; doit resumes there"
     if done is None or (step.kind in _KEEP_ITEMS and not cut):
-        return f"{where}; doit goes on from there"
+        return f"{where}; doit resumes there"
     if step.kind in _KEEP_ITEMS:
         return f"{where} without saving; doit computes the last items again, earlier ones are stored"
     at, total = done
     saved = _last_checkpoint(scratch) if step.kind == "train" and total else None
     if saved is None:
-        lost = f": {at} of {total} are lost, and" if at else ";"
-        return f"{where}, nothing of it is saved{lost} doit begins it again"
+        lost = f" ({at} of {total} are lost)" if at else ""
+        return f"{where}; nothing was saved{lost}, so doit starts it again"
     lost = f"the steps after it, up to step {at}, are lost" if at > saved else "nothing after it is lost"
     return f"{where}; doit resumes after step {saved} of {total}, the last checkpoint, and {lost}"
 

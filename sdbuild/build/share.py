@@ -47,7 +47,7 @@ def push(project: Project, console: Console) -> None:
     Raises:
         UsageError: there is no default remote.
         RemoteError: the remote is in trouble, or something that is recorded is in no cache to be pushed from; what
-            has arrived is of use, and the next push goes on from there.
+            has arrived is of use, and the next push resumes there.
     """
     lock = LockFile(project)
     with closing(_history(project, lock, console)) as history:
@@ -76,7 +76,7 @@ def pull(project: Project, console: Console) -> None:
 
     Raises:
         UsageError: there is no default remote.
-        RemoteError: the remote is in trouble; what has arrived is of use, and the next pull goes on from there.
+        RemoteError: the remote is in trouble; what has arrived is of use, and the next pull resumes there.
     """
     lock = LockFile(project)
     guard = BuildLock(project, waiting=console.say)
@@ -184,8 +184,8 @@ def _lost(paths: Iterable[str], remote: str) -> str:
     return "\n".join(
         [
             f"not pushed, since neither this cache nor {remote} has it: {', '.join(shown)}",
-            "`dvc commit --force` takes what lies here into the cache again; if nothing does, "
-            "push from a clone that has it, or build it anew (`doit -a`)",
+            "`dvc commit --force` saves the copies in this folder to the cache again; otherwise "
+            "push from a clone that has them, or build them anew (`doit -a`)",
         ]
     )
 

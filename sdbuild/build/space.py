@@ -1,7 +1,7 @@
 """`sdbuild gc`: what of the cache no kept state needs, and deleting it.
 
 Entries of the run-cache go first, then lists of folders, then files: whenever the process is killed, nothing that is
-left names what is gone, and the next deletion goes on from there.
+left names what is gone, and the next deletion resumes there.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def collect_garbage(
         console.say(line)
     freed = _tell(console, garbage, deleted=delete)
     for name in _left_by_recipes(project):
-        console.say(f"build/{name} is left of a recipe that there is no more; delete the folder if nobody needs it")
+        console.say(f"build/{name} belongs to no recipe any more; delete the folder if nobody needs it")
     return freed
 
 

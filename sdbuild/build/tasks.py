@@ -94,7 +94,7 @@ class Build(BaseAction):  # type: ignore[misc]
         except KeyboardInterrupt:
             _finish_undisturbed()
             if not self._engine.stopped:
-                self._engine.console.error(f"stopped in {self._step.name}; doit goes on from there")
+                self._engine.console.error(f"stopped in {self._step.name}; doit resumes there")
             raise SystemExit(_INTERRUPTED) from None
         return None
 
@@ -243,11 +243,11 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
 
 
 def _refusal(refused: Refused) -> dict[str, Any]:
-    what = "waits for a recipe that is wrong" if refused.waits else "wrong"
+    what = "needs a recipe that has errors" if refused.waits else "has errors"
     fits = refused.file == f"recipes/{refused.name}.yaml" and not wrong_name(refused.name)
     return {
         "basename": refused.name if fits else re.sub(r"[^\w./-]", "-", refused.file),
-        "doc": f"{refused.file}: {what}; `sdbuild check` says more",
+        "doc": f"{refused.file}: {what}; `sdbuild check` lists them",
         "actions": [Refusal(refused)],
     }
 
@@ -264,7 +264,7 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
         return
     if _engine is not None:
         if not _engine.stopped:
-            _engine.console.error("stopped; doit goes on from here")
+            _engine.console.error("stopped; doit resumes here")
         _engine.close()
     os._exit(_INTERRUPTED)
 
@@ -338,4 +338,4 @@ def summary(engine: Engine, *, failed: Sequence[str], stopped: bool) -> Iterator
         elif step.grid:
             yield f"grid:    {step.grid}"
     if failed and (ran or restored):
-        yield f"failed: {', '.join(failed)}; what is wrong stands above"
+        yield f"failed: {', '.join(failed)}; see the errors above"

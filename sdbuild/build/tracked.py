@@ -70,7 +70,7 @@ class DataFile:
         except (KeyError, IndexError, TypeError, AttributeError):
             return None
         if wrong := [md5 for md5 in md5s if not is_md5(md5)]:
-            message = f"its MD5 {wrong[0][:60]!a} is none; restore it with git"
+            message = f"{wrong[0][:60]!a} is not an MD5; restore it with git"
             raise InputError([Problem(file=path, message=message)])
         first = Digest(md5s[0], size if isinstance(size, int) else 0, count if isinstance(count, int) else None)
         return cls(path=path, md5s=md5s, plain=plain, digest=first)

@@ -296,7 +296,7 @@ def _no_room(project: Project, error: OSError) -> str:
     free = shutil.disk_usage(project.private).free >> 20
     return (
         f"{what}{error.strerror} ({free} MiB free in {project.private.name}); what was built before is in place\n"
-        "make room (`sdbuild gc` says what can go) and run doit again"
+        "free some space (`sdbuild gc` lists what can go) and run doit again"
     )
 
 

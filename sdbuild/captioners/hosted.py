@@ -186,7 +186,7 @@ def status_error(status: int, body: object, headers: Mapping[str, str], secret: 
         return AskError(f"the account has no credit left ({reason})", "stop")
     if 300 <= status < 400:
         to = secret.hide(headers.get("location", "another address"))
-        return AskError(f"the server sends requests on to {to} ({status}), which is not followed", "stop")
+        return AskError(f"the server redirects to {to} ({status}); redirects are not followed", "stop")
     if status in (401, 403):
         if not secret.is_set:
             return AskError(f"the server wants a key, and {secret.missing} ({reason})", "stop")

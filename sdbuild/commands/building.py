@@ -76,7 +76,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
             console.warn(word)
         for path in dict.fromkeys(path for step in steps for path in step.get("outdated", ())):
             older = f"{path} holds an older version than {path}.dvc names"
-            console.warn(f"{older}; doit brings that one where a step needs it")
+            console.warn(f"{older}; doit checks out the named one when a step needs it")
     if told:
         console.error("\n".join(told))
     return InputError.exit_code if told else 0
@@ -91,7 +91,7 @@ def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     if step.get("blocked"):
         action = "cannot run"
     if step["action"] == "run" and items["total"] and not items["todo"]:
-        shown += f" (all {items['total']} are there by then)"
+        shown += f" (all {items['total']} are stored already)"
     if asks := step.get("asks"):
         shown = "; ".join([*map(_asks, asks), *([shown] if shown else [])])
     return step["name"], action, counts if step["action"] == "run" else "", shown

@@ -56,7 +56,7 @@ class ClassPictures(_Prior):
     seed: Seed = 0
     """Seed of the first picture; the others have the seeds after it."""
     negative: str = ""
-    """What guidance leads away from."""
+    """The negative prompt: what guidance avoids."""
     scheduler: Sampler = "dpm++"
     """Sampler that they are drawn with."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 25

@@ -77,8 +77,8 @@ def rate_warnings(recipe: Recipe) -> Iterator[str]:
         most = high * (SMALL_BASE if method.trains_base and recipe.base.model in embedded() else 1)
         if low / FAR <= rate <= most * FAR:
             continue
-        by = "" if train.optimizer == "adamw" else f" by {train.optimizer}"
+        by = "" if train.optimizer == "adamw" else f" with {train.optimizer}"
         yield (
-            f"train.{field} {rate:g} is far {'below' if rate < low else 'above'} what {method.kind} is usually trained "
-            f"with{by}, {low:g} to {high:g}; without the key it is {usual.rate:g}"
+            f"train.{field} {rate:g} is far {'below' if rate < low else 'above'} the usual range of {method.kind}"
+            f"{by}, {low:g} to {high:g}; without the key it is {usual.rate:g}"
         )

@@ -150,7 +150,7 @@ def _waiting(recipes: Sequence[Recipe], refused: Mapping[str, Refused], document
         for field, maker in (*makers(recipe), *_mixed_in(recipe)):
             other = refused.get(f"{FOLDER}/{group_of(maker)}.yaml")
             if other is not None and _file_of(recipe) not in found:
-                message = f"waits for {group_of(maker)}, which is wrong itself; mend {other.file}"
+                message = f"needs {group_of(maker)}, which has errors; fix {other.file}"
                 told = _located(Problem(file=_file_of(recipe), field=field, message=message), documents)
                 found[_file_of(recipe)] = Refused(file=_file_of(recipe), problems=(told,), waits=True)
     return found

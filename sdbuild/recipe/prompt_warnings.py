@@ -48,14 +48,14 @@ def prompt_warnings(recipe: Recipe) -> Iterator[str]:
     prompts = [plain(prompt) for prompt in recipe.sample.prompts]
     missed = [word for word in recipe.method.words if not any(says(prompt, word) for prompt in prompts)]
     if missed:
-        yield f"sample.prompts never say {', '.join(missed)}; the grid shows nothing of what that has learned"
+        yield f"no prompt of sample.prompts has {', '.join(missed)}, so the grid does not show it; add it to one"
     for index, dataset in enumerate(recipe.datasets):
         trigger = " ".join(plain(dataset.trigger).split())
         told = any(says(trigger, word) for word in recipe.method.words)
         if trigger and not told and not any(says(" ".join(prompt.split()), trigger) for prompt in prompts):
             yield (
-                f"sample.prompts never say datasets.{index}.trigger {dataset.trigger!r}, which is in all its captions; "
-                "the grid shows little of what is learned with it"
+                f"no prompt of sample.prompts has datasets.{index}.trigger {dataset.trigger!r}, which is in all "
+                "captions of that dataset, so the grid shows little of it; add it to one"
             )
 
 
@@ -66,17 +66,17 @@ def foreign(prompt: str) -> Iterator[str]:
         instead = dict.fromkeys(_OPTIONS[option] for option in options if option in _OPTIONS)
         remedy = f"set {', '.join(instead)} instead" if instead else "remove it"
         verb = "are" if len(options) > 1 else "is"
-        yield f"{', '.join(f'--{option}' for option in options)} {verb} drawn as words; {remedy}"
+        yield f"{', '.join(f'--{option}' for option in options)} {verb} read as plain words; {remedy}"
     told = _OPTION.sub(" ", prompt)
     for pattern, remedy in _SYNTAX:
         match = pattern.search(told)
         if match is not None:
-            yield f"{_short(match[0])} is drawn as words; {remedy}"
+            yield f"{_short(match[0])} is read as plain words; {remedy}"
             told = pattern.sub(" ", told)
     if any(character.islower() for character in prompt):
         for word, remedy in _WORDS.items():
             if re.search(rf"(?<!\S){word}(?![^\s,])", told):
-                yield f"{word} is drawn as a word; {remedy}"
+                yield f"{word} is read as a plain word; {remedy}"
 
 
 def _brackets(recipe: Recipe, prompts: Sequence[str]) -> Iterator[str]:

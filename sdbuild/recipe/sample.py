@@ -35,7 +35,7 @@ class Sample(Spec):
     prompts: Distinct[Prompt]
     """What is drawn, a row each."""
     negative: Unsaid = ""
-    """What guidance leads away from."""
+    """The negative prompt: what guidance avoids."""
     seeds: Distinct[Seed] = (0,)
     """Seeds of the first noise; the same seed is the same noise at every strength."""
     strengths: Distinct[Strength] = (0.0, 1.0)

@@ -309,8 +309,8 @@ class Train(Spec):
 
     def _optimizer_rules(self) -> Iterator[tuple[str, str]]:
         if self.learning_rate * self.weight_decay >= 1 and self.optimizer != "prodigy":
-            message = f"{self.weight_decay:g} times learning_rate {self.learning_rate:g} leaves nothing of the weights"
-            yield "weight_decay", f"{message}; 0.01 is usual"
+            message = f"{self.weight_decay:g} times learning_rate {self.learning_rate:g} is 1 or more"
+            yield "weight_decay", f"{message}, which erases the weights; 0.01 is usual"
         if self.optimizer == "prodigy":
             if self.learning_rate < 0.1:
                 yield "learning_rate", f"prodigy finds the rate itself and takes {self.learning_rate:g} times it; set 1"

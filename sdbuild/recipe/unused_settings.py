@@ -24,9 +24,9 @@ def unused_settings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _of_data(recipe)
     sample, prior = recipe.sample, recipe.method.preserved
     if sample is not None and sample.negative and sample.guidance <= 1:
-        yield "sample.negative", f"guidance {sample.guidance:g} leads away from nothing"
+        yield "sample.negative", f"a negative prompt has no effect with guidance {sample.guidance:g}"
     if isinstance(prior, ClassPictures) and prior.negative and prior.guidance <= 1:
-        yield "method.prior.negative", f"its guidance {prior.guidance:g} leads away from nothing"
+        yield "method.prior.negative", f"a negative prompt has no effect with guidance {prior.guidance:g}"
     if sample is not None and set(sample.strengths) == {0.0} and not sample.adapters:
         yield "sample.strengths", "the grid shows the base alone, nothing of the adapter"
 
@@ -45,7 +45,10 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if is_set(train.noise, "pyramid_levels") and not train.noise.pyramid:
         yield "train.noise.pyramid_levels", "there is no pyramid noise"
     if is_set(train, "weight_decay") and train.weight_decay and 1 - train.learning_rate * train.weight_decay == 1:
-        yield "train.weight_decay", f"{train.weight_decay:g} of such a learning rate is nothing"
+        yield (
+            "train.weight_decay",
+            f"{train.weight_decay:g} times learning_rate {train.learning_rate:g} rounds to nothing",
+        )
 
 
 def _of_method(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -53,11 +56,11 @@ def _of_method(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if isinstance(method, Lokr) and method.full:
         for key in ("rank", "alpha"):
             if is_set(method, key):
-                yield f"method.{key}", "with full: true there are no factors of a rank"
+                yield f"method.{key}", "full: true trains whole matrices, which have no rank"
     if isinstance(method, Hypernetwork) and len(method.layers) == 2:
         for key in ("activation", "dropout"):
             if is_set(method, key):
-                yield f"method.{key}", "it follows each layer but the last, and there is one layer"
+                yield f"method.{key}", "it acts between layers, and there is one layer"
     if isinstance(method, Pivotal) and method.norm and method.tokens_until * recipe.train.steps < 1:
         yield "method.norm", "the tokens' vectors are trained in one step alone"
 
@@ -72,7 +75,7 @@ def _of_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
             if is_set(caption, "tags_file") and "tags" not in fields_used(said):
                 yield f"{at}.caption.tags_file", "no instruction names {tags}"
         if dataset.tags is not None and dataset.tags.variants == 1 and not dataset.tags.dropout:
-            yield f"{at}.tags.variants", "of one variant there is one order, always the same"
+            yield f"{at}.tags.variants", "with one variant the tags stay in one order"
 
 
 def is_set(section: Spec, name: str) -> bool:

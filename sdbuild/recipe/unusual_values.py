@@ -1,4 +1,4 @@
-"""Numbers that are possible and so far from what is usual that a training or a grid may break down; they are told."""
+"""Numbers that are possible and so far from what is usual that training diverges or samples saturate: warnings."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def unusual_values(recipe: Recipe) -> Iterator[str]:
         sizes = [method.size(), *(method.size(part.rank, part.alpha) for part in method.parts)]
         scale = max(size.alpha / size.rank for size in sizes)
         if scale > SCALE:
-            yield f"method.alpha makes a scale of {scale:g}, where 1 is usual; the training may break down"
+            yield f"method.alpha makes a scale of {scale:g}, where 1 is usual; training may diverge"
     if train.weight_decay > DECAY:
-        yield f"train.weight_decay {train.weight_decay:g} is far above 0.01, as is usual; the training may break down"
+        yield f"train.weight_decay {train.weight_decay:g} is far above the usual 0.01; training may diverge"
     if train.lora_plus_ratio > RATIO:
-        yield f"train.lora_plus_ratio {train.lora_plus_ratio:g} is far above the usual 16; the training may break down"
+        yield f"train.lora_plus_ratio {train.lora_plus_ratio:g} is far above the usual 16; training may diverge"
     if sample is None:
         return
     if sample.guidance > GUIDANCE:
-        yield f"sample.guidance {sample.guidance:g} is far above 7.5, as is usual; pictures may be nothing but colour"
+        yield f"sample.guidance {sample.guidance:g} is far above the usual 7.5; samples may be oversaturated"
     strengths = [*sample.strengths, *(other.strength for other in sample.adapters)]
     if (most := max(strengths, key=abs)) and abs(most) > STRENGTH:
-        yield f"sample has a strength of {most:g}, where 1 is usual; pictures may be nothing but colour"
+        yield f"sample has a strength of {most:g}, where 1 is usual; samples may be oversaturated"

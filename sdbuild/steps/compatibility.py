@@ -114,7 +114,7 @@ def _try(base: Path, file: Path) -> None:
     except (DataError, SafetensorError, OSError, ValueError):
         return  # told by the look at its header
     if method is not None and method.words:
-        raise DataError("brings new words, and a file alone does not; name the recipe that makes it")
+        raise DataError("has new words, which are not in this file; name the recipe that makes it")
     with torch.device("meta"):
         denoiser, text = family.load_denoiser(device="meta"), family.load_text(device="meta")
     modules: dict[Any, nn.Module] = {denoiser.component: denoiser.module, **text.modules}
@@ -126,11 +126,11 @@ def _try(base: Path, file: Path) -> None:
             elsewhere.add(parts, modules)
     except ValueError as error:
         raise DataError(
-            f"{error}; it takes LoRAs and their kin that were made for a base of the same family"
+            f"{error}; name a LoRA, LoHa, LoKr or the like that was made for a base of the same family"
         ) from error
     if parts is None and (strange := sorted(_unknown_layers(state, modules, family))):
         message = f"has {len(strange)} layers that this base has not, such as {strange[0]}"
-        raise DataError(f"{message}; it takes LoRAs and their kin that were made for a base of the same family")
+        raise DataError(f"{message}; name a LoRA, LoHa, LoKr or the like that was made for a base of the same family")
 
 
 def _unknown_layers(state: Mapping[str, Any], modules: Mapping[Any, nn.Module], family: Family) -> Iterator[str]:

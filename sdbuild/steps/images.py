@@ -116,7 +116,7 @@ def _left_out(listing: Listing, folder: Path) -> Iterator[tuple[str, str]]:
     for relative in sorted((*listing.unread, *hidden)):
         kind = ending(relative)
         if relative in hidden:
-            reason = "a picture whose name does not say so; let it end as pictures do, such as in .png or .jpg"
+            reason = "a picture without the file extension of one; rename it, e.g. to .png or .jpg"
         elif (folder / relative).is_file():
             reason = f"{kind} is not read; save as PNG or JPEG"
         elif special := special_at(folder / relative):

@@ -31,8 +31,8 @@ from sdbuild.training.optimizers import part_of
 from sdbuild.training.precision import Precision, checkpoint_gradients
 
 _NO_TEXT = (
-    "is true, and the modules that are named are none of a text encoder's, so nothing of it would be trained; "
-    "name some of those too, such as self_attn.*, or remove it"
+    "is true, but method.targets names no module of a text encoder, so none would be trained; "
+    "add some, such as self_attn.*, or remove it"
 )
 
 
@@ -153,7 +153,7 @@ def _other(pipeline: Any, family: Family, other: Other) -> _Addition:
     assert other.file is not None
     method = method_in(other.file)
     if method is not None and method.words:
-        raise DataError("brings new words, and a file alone does not; name the recipe that makes it")
+        raise DataError("has new words, which are not in this file; name the recipe that makes it")
     if isinstance(method, Hypernetwork):
         own = Trained(method=method, folder=other.file.parent, name=other.file.stem)
         return _trained(pipeline, family, own)
@@ -187,7 +187,7 @@ def _blamed(index: int, other: Other) -> Iterator[None]:
         told = (Problem(field=field, message=f"{other.name}: {each.message}") for each in error.problems)
         raise DataError(told) from error
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
-        remedy = "it takes LoRAs and their kin that were made for a base of the same family"
+        remedy = "name a LoRA, LoHa, LoKr or the like that was made for a base of the same family"
         raise DataError([Problem(field=field, message=f"{other.name} does not go with this base; {remedy}")]) from error
 
 

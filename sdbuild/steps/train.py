@@ -197,7 +197,7 @@ def _need_words(words: Sequence[str], data: Data) -> None:
     """Make sure that captions say the words that are to be learned."""
     texts = {text for example in data.examples for text in example.texts}
     if absent := [word for word in words if not any(says(text, word) for text in texts)]:
-        message = "no caption says {!r}; write it there, e.g. as a trigger"
+        message = "no caption has {!r}; add it to a caption, e.g. as a trigger"
         raise RecipeError(Problem(field="method.tokens", message=message.format(word)) for word in absent)
 
 

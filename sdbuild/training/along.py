@@ -85,8 +85,8 @@ class Along:
                 raise
             raise StepError(
                 f"no room for the adapter after step {state.step}: {error.strerror}",
-                "make room (`sdbuild gc` says what can go) or set train.save_most; "
-                "then doit goes on from the last checkpoint",
+                "free some space (`sdbuild gc` lists what can go) or set train.save_most; "
+                "then doit resumes after the last checkpoint",
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

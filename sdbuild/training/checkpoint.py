@@ -103,7 +103,7 @@ class Checkpoints:
             raise StepError(
                 f"no room for a checkpoint of {_mebibytes(snapshot)} MiB after step {snapshot.step}: {error.strerror}; "
                 f"{self.kept}",
-                "make room (`sdbuild gc` says what can go), then doit goes on from there",
+                "free some space (`sdbuild gc` lists what can go), then doit resumes there",
             ) from error
         for old in self._paths()[KEPT:]:
             old.unlink()

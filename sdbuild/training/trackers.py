@@ -110,4 +110,4 @@ class Trackers:
         except Exception as error:
             self._told.pop(name, None)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._warn(f"train.trackers: {name} is told no more: {reason}")
+            self._warn(f"train.trackers: {name} gets no more metrics: {reason}")

@@ -65,7 +65,7 @@ def test_a_version_that_is_not_checked_out_is_no_edit(team: Team, tracked_templa
     trigger(ben, "toy")
     result = ben.doit("cat:captions")
     assert set(result.ran) == {"cat:captions"}
-    assert "that one was brought into place" in result.out
+    assert "doit checked out the named one" in result.out
     assert ben.read(POINTER) == pointer
     assert ben.read(f"{CATS}/0001.txt").strip() == b"a better caption"
     assert "toy a better caption" in captions(ben)
@@ -75,7 +75,7 @@ def test_a_version_that_is_not_checked_out_is_no_edit(team: Team, tracked_templa
     ben.doit("cat:captions")
     assert ben.read(POINTER) != pointer
     ben.git("checkout", "--quiet", "--", "recipes", POINTER)
-    assert "brought into place" in ben.doit("cat:captions").out, "the checkout took the version back"
+    assert "checked out the named one" in ben.doit("cat:captions").out, "the checkout took the version back"
     ben.write(f"{CATS}/0002.txt", "mine")
     ben.doit("cat:captions")
     ben.dvc("checkout", "--quiet")

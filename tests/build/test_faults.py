@@ -59,7 +59,7 @@ def test_stopped_then_its_checkpoint_is_damaged(built: Work, tmp_path: Path) -> 
     whole.doit("cat:train")
     code, said = when_training(built, lambda process: process.send_signal(signal.SIGINT))
     assert code == 130, said
-    assert re.search(r"stopped in cat:train after step \d+ of 60, which is saved; doit goes on from there", said)
+    assert re.search(r"stopped in cat:train after step \d+ of 60, which is saved; doit resumes there", said)
     newest = sorted((built.root / CHECKPOINTS).glob("step-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
     result = built.doit("cat:train")
@@ -92,12 +92,12 @@ def test_what_an_interrupt_leaves_in_words(built: Work, tmp_path: Path) -> None:
     (tmp_path / "step-000000040.safetensors").touch()
     nothing = tmp_path / "nothing"
     rows: list[tuple[StepKind, KeyboardInterrupt, Path, tuple[int, int] | None, str]] = [
-        ("train", Interrupted("after step 4 of 9, which is saved"), nothing, (4, 9), "saved; doit goes on from there"),
-        ("train", cut, nothing, (37, 80), "nothing of it is saved: 37 of 80 are lost, and doit begins it again"),
+        ("train", Interrupted("after step 4 of 9, which is saved"), nothing, (4, 9), "saved; doit resumes there"),
+        ("train", cut, nothing, (37, 80), "; nothing was saved (37 of 80 are lost), so doit starts it again"),
         ("train", cut, tmp_path, (57, 80), "resumes after step 40 of 80, the last checkpoint, and the steps after it"),
         ("train", cut, tmp_path, (40, 80), "resumes after step 40 of 80, the last checkpoint, and nothing after it"),
-        ("train", cut, tmp_path, (0, 0), "nothing of it is saved; doit begins it again"),
-        ("latents", waited, nothing, (3, 9), "stopped in cat:latents; doit goes on from there"),
+        ("train", cut, tmp_path, (0, 0), "; nothing was saved, so doit starts it again"),
+        ("latents", waited, nothing, (3, 9), "stopped in cat:latents; doit resumes there"),
         (
             "latents",
             cut,
@@ -105,8 +105,8 @@ def test_what_an_interrupt_leaves_in_words(built: Work, tmp_path: Path) -> None:
             (3, 9),
             "without saving; doit computes the last items again, earlier ones are",
         ),
-        ("samples", waited, nothing, (3, 8), "nothing of it is saved: 3 of 8 are lost, and doit begins it again"),
-        ("train", KeyboardInterrupt(), nothing, None, "stopped in cat:train; doit goes on from there"),
+        ("samples", waited, nothing, (3, 8), "; nothing was saved (3 of 8 are lost), so doit starts it again"),
+        ("train", KeyboardInterrupt(), nothing, None, "stopped in cat:train; doit resumes there"),
     ]
     for kind, error, folder, done, words in rows:
         assert words in interrupt_message(steps[kind], folder, error, done), (kind, done)
@@ -172,7 +172,7 @@ def test_a_full_disk(built: Work, folder: str, word: str, left: int) -> None:
         pytest.skip("no user namespaces here to mount a small disk in")
     result = built.run(*command, code=1)
     assert word in result.err
-    assert "make room (`sdbuild gc` says what can go)" in result.err
+    assert "free some space (`sdbuild gc` lists what can go)" in result.err
     assert built.adapter() == before
     assert built.read("dvc.lock") == lock
     assert built.doit("cat:train").ran == {"cat:train": left}

@@ -85,7 +85,7 @@ def test_killed_stopped_and_gone_on_with(built: Work, tmp_path: Path) -> None:
 
     code, said = when_training(built, lambda build: build.send_signal(signal.SIGINT))
     assert code == 130, said
-    assert re.search(r"stopped in cat:train after step \d+ of 100, which is saved; doit goes on from there", said)
+    assert re.search(r"stopped in cat:train after step \d+ of 100, which is saved; doit resumes there", said)
     assert workers(built) == []
 
     code, said = when_training(built, lambda build: build.kill())

@@ -86,7 +86,7 @@ def test_check_tells_what_overcooks(
     assert "warning" not in said(train=stops)
     full = said(train={"steps": 150, "batch": 8, "learning_rate": 0.5}, method={"kind": "full"})
     assert "200 times; full usually takes 5 to 100" in full
-    assert "train.learning_rate 0.5 is far above what full is usually trained with, 1e-06 to 1e-05" in full
+    assert "train.learning_rate 0.5 is far above the usual range of full, 1e-06 to 1e-05" in full
 
 
 def test_check_tells_what_clip_skip_is_on_sdxl(

@@ -169,7 +169,7 @@ def test_what_is_under_way_is_kept_when_a_build_is_stopped(empty: Work, server: 
     build.send_signal(signal.SIGINT)
     out, _ = build.communicate(timeout=60)
     assert build.returncode == 130, out
-    assert "stopped in cat:captions; doit goes on from there" in out
+    assert "stopped in cat:captions; doit resumes there" in out
     assert "Traceback" not in out
     paid = sum(server.paid.values())
     assert 1 <= paid <= 2

@@ -22,9 +22,7 @@ def test_redirects_are_not_followed(asking: Asking, server: Speaker, model: dict
     with serving(Speaker()) as other:
         server.elsewhere = f"{other.url}/v1/{'messages' if model is CLAUDE else 'chat/completions'}"
         server.faults = ["redirect"] * 9
-        with pytest.raises(
-            StepError, match=r"sends requests on to http://127\.0\.0\.1.*\(307\), which is not followed"
-        ):
+        with pytest.raises(StepError, match=r"redirects to http://127\.0\.0\.1.*\(307\); redirects are not followed"):
             asking.run(**model)
         assert not other.asked
         assert len(server.asked) <= 8

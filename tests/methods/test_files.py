@@ -225,7 +225,9 @@ def test_what_does_not_go_with_a_base_is_told(root: Path, tmp_path: Path) -> Non
     saved(own, tmp_path / "own")
     (tmp_path / "junk.safetensors").write_bytes(bytes(30))
     save_file({"emb_params": torch.ones(1, 4)}, tmp_path / "words.safetensors")
-    remedy = "does not go with this base; it takes LoRAs and their kin that were made for a base of the same family"
+    remedy = (
+        "does not go with this base; name a LoRA, LoHa, LoKr or the like that was made for a base of the same family"
+    )
     for other in (
         Other(name="xl", strength=1.0, trained=trained),
         *(Other(name=name, strength=1.0, file=tmp_path / name) for name in ("junk.safetensors", "words.safetensors")),

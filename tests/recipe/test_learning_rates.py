@@ -71,7 +71,7 @@ def test_optimizers_with_a_scale_of_their_own(project: Path) -> None:
         assert warnings(project, "lora", f"optimizer: {optimizer}") == []
     said = warnings(project, "lora", "optimizer: lion-8bit, learning_rate: 2e-3")
     assert said == [
-        "train.learning_rate 0.002 is far above what lora is usually trained with by lion-8bit, 2e-06 to 0.0002; "
+        "train.learning_rate 0.002 is far above the usual range of lora with lion-8bit, 2e-06 to 0.0002; "
         "without the key it is 2e-05"
     ]
     assert warnings(project, "lora", "optimizer: sgd, learning_rate: 0.5") == []
@@ -103,7 +103,7 @@ def test_a_rate_that_is_said_stays(project: Path) -> None:
 def test_rates_far_from_the_fields_are_told(project: Path, kind: str, train: str, word: str) -> None:
     (said,) = warnings(project, kind, train)
     low, high = next(spec.usual for spec in SPECS if spec.model_fields["kind"].default == kind).rates
-    assert f"is far {word} what {kind} is usually trained with, {low:g} to {high:g}" in said
+    assert f"is far {word} the usual range of {kind}, {low:g} to {high:g}" in said
 
 
 def test_rates_of_parts_are_looked_at(project: Path) -> None:

@@ -24,15 +24,19 @@ def recipe(trigger: str = "", method: Any = None, **sample: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("prompt", "what", "instead"),
     [
-        ("a cat --n dog --w 512 --h 512", "--n, --w, --h are drawn as words", "sample.negative, images.resolution"),
+        (
+            "a cat --n dog --w 512 --h 512",
+            "--n, --w, --h are read as plain words",
+            "sample.negative, images.resolution",
+        ),
         ("a cat --d 3 --s 20 --l 7.5", "--d, --s, --l", "sample.seeds, sample.steps, sample.guidance"),
-        ("a cat --ar 16:9", "--ar is drawn as words", "images.resolution"),
+        ("a cat --ar 16:9", "--ar is read as plain words", "images.resolution"),
         ("a <lora:other:0.8> cat", "<lora:other:0.8>", "sample.adapters"),
         ("a {red|blue} cat", "{red|blue}", "a prompt for each choice"),
         ("a {{cat}}", "{{cat}}", "(word:1.1)"),
         ("a __colour__ cat", "__colour__", "a prompt for each word"),
-        ("a cat BREAK a dog", "BREAK is drawn as a word", "prompts of any length"),
-        ("a cat AND a dog", "AND is drawn as a word", "a prompt for each part"),
+        ("a cat BREAK a dog", "BREAK is read as a plain word", "prompts of any length"),
+        ("a cat AND a dog", "AND is read as a plain word", "a prompt for each part"),
         ("a [cat:dog:0.5]", "[cat:dog:0.5]", "it counts in all steps"),
         ("a [cat:8]", "[cat:8]", "it counts in all steps"),
         ("a [cat|dog]", "[cat|dog]", "a prompt for each choice"),
@@ -58,13 +62,21 @@ def test_prompts_of_ours_are_not() -> None:
 
 def test_prompts_without_the_trigger_are_told() -> None:
     (said,) = recipe("sks cat", prompts=["a dog", "a house"]).warnings()
-    assert "sample.prompts never say datasets.0.trigger 'sks cat'" in said
+    assert "no prompt of sample.prompts has datasets.0.trigger 'sks cat'" in said
     for prompts in (["a dog", "photo of SKS  cat"], ["a (sks:1.3) cat"]):
         assert not list(recipe("sks cat", prompts=prompts).warnings())
     words = {"kind": "textual_inversion", "tokens": [{"token": "<Toy>"}]}
-    (said,) = [each for each in recipe("<Toy>", words, prompts=["a dog"]).warnings() if "never say" in each]
-    assert "never say <Toy>" in said
-    assert not [each for each in recipe("<Toy>", words, prompts=["a <toy>"]).warnings() if "never say" in each]
+    (said,) = [
+        each
+        for each in recipe("<Toy>", words, prompts=["a dog"]).warnings()
+        if "no prompt of sample.prompts has" in each
+    ]
+    assert "no prompt of sample.prompts has <Toy>" in said
+    assert not [
+        each
+        for each in recipe("<Toy>", words, prompts=["a <toy>"]).warnings()
+        if "no prompt of sample.prompts has" in each
+    ]
 
 
 def test_prompts_are_without_what_nobody_sees() -> None:

@@ -120,7 +120,10 @@ def test_prompts_that_say_other_than_captions_are_doubted(project: Path) -> None
     assert list(recipe.warnings()) == []
     (dataset,) = recipe.datasets
     changes = {"datasets": (dataset.model_copy(update={"trigger": "[V] dog"}),)}
-    for prompt, words in (("a [V] dog, <V>, <W>", ["brackets"]), (r"\[V\] dog, <V>", ["never say <W>"])):
+    for prompt, words in (
+        ("a [V] dog, <V>, <W>", ["brackets"]),
+        (r"\[V\] dog, <V>", ["no prompt of sample.prompts has <W>"]),
+    ):
         sample = Sample(prompts=(prompt,))
         said = list(recipe.model_copy(update={**changes, "sample": sample}).warnings())
         assert len(said) == len(words)

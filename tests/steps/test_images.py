@@ -218,7 +218,7 @@ def test_what_is_said_once_with_a_count(build: Build) -> None:
     said = [
         f"1 picture left out: .cr2 is not read; save as PNG or JPEG ({FOLDER}/c.CR2)",
         f"1 picture left out with its caption: .psd is not read; save as PNG or JPEG ({FOLDER}/d.psd)",
-        "1 picture left out: a picture whose name does not say so; let it end as pictures do, such as in .png or .jpg "
+        "1 picture left out: a picture without the file extension of one; rename it, e.g. to .png or .jpg "
         f"({FOLDER}/noending)",
         f"2 pictures animated or of several pages: only the first is used ({FOLDER}/a.gif, …)",
         f"1 picture enlarged to more than twice the size ({FOLDER}/small.png)",

@@ -219,7 +219,8 @@ def test_a_full_disk_keeps_what_was_saved_before(
             build(spec, inputs, listener, "first")
     assert str(caught.value) == (
         "no room for the adapter after step 4: No space left on device\n"
-        "make room (`sdbuild gc` says what can go) or set train.save_most; then doit goes on from the last checkpoint"
+        "free some space (`sdbuild gc` lists what can go) or set train.save_most; "
+        "then doit resumes after the last checkpoint"
     )
     assert [path.name for path in (listener.scratch / "adapters").iterdir() if "step" in path.name] == ["step-000002"]
     fewer, whole = tmp_path / "stopped/fewer", load_file(tmp_path / "whole/out/adapter/tiny.safetensors")

@@ -126,7 +126,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
             toy.run(tmp_path / "full", toy.settings_of())
     assert str(caught.value) == (
         "no room for a checkpoint of 1 MiB after step 6: No space left on device; the state after step 4 is kept\n"
-        "make room (`sdbuild gc` says what can go), then doit goes on from there"
+        "free some space (`sdbuild gc` lists what can go), then doit resumes there"
     )
     assert [path.name for path in (tmp_path / "full").iterdir() if ".tmp" in path.name] == []
     state = toy.run(tmp_path / "full", toy.settings_of())
