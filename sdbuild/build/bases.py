@@ -51,7 +51,7 @@ def misfits(recipe: Recipe, base: Base, project: Path) -> list[Problem]:
 
 
 def base_warnings(recipe: Recipe, base: Base, project: Path) -> Iterable[str]:
-    """What is allowed of a base and hardly meant, and what only the hub can tell."""
+    """Warnings about a base: unusual settings, and what cannot be checked before it is downloaded."""
     if (
         is_hub_id(base.model)
         and not base.deps
@@ -94,7 +94,7 @@ def base_folder(base: Base, project: Path) -> Path | None:
 
 
 def odd_buckets(recipe: Recipe, base: Base, project: Path, sizes: Iterable[Size]) -> list[Problem]:
-    """What is wrong with the buckets that pictures fall into, if the base is on this machine."""
+    """Check the buckets that pictures fall into, if the base is on this machine."""
     folder = base_folder(base, project)
     if folder is None:
         return []
@@ -127,7 +127,7 @@ def _sides(recipe: Recipe, folder: Path) -> Iterable[Problem]:
 
 
 def _mixed(recipe: Recipe, project: Path) -> Iterable[Problem]:
-    """Files of other adapters that are none."""
+    """Check the adapter files that a grid mixes in."""
     for index, other in enumerate(recipe.sample.adapters if recipe.sample else ()):
         if other.path is not None and (project / other.path).is_file():
             for each in damages(project / other.path):
@@ -135,7 +135,7 @@ def _mixed(recipe: Recipe, project: Path) -> Iterable[Problem]:
 
 
 def _objective(recipe: Recipe, folder: Path) -> Iterable[Problem]:
-    """What does not go with what the base predicts."""
+    """Check the settings of training against what the base predicts."""
     for key, message in recipe.train.base_rules(sources.predicts(folder)):
         yield Problem(field=f"train.{key}", message=message)
 

@@ -96,7 +96,7 @@ class LocalCache:
         return None
 
     def clear(self, md5s: Iterable[str]) -> None:
-        """Put aside what lies in the places of objects and is no file: it would be opened, and a pipe waited for."""
+        """Move away anything but files from the places of objects: opening a pipe would block."""
         for md5 in md5s:
             for each in (md5, *(self.files(md5) or {}).values()) if md5.endswith(".dir") else (md5,):
                 path = self.path(each)
@@ -141,7 +141,7 @@ class LocalCache:
         return None
 
     def _entry(self, path: Path) -> Entry | None:
-        """An entry of the run-cache; None for what is none."""
+        """An entry of the run-cache; None if it is damaged."""
         try:
             if path.stat().st_size > MOST_OF_RUN:
                 return None

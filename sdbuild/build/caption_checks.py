@@ -1,4 +1,4 @@
-"""What is wrong with captions for the base that learns from them: found out before anything is built. Light."""
+"""Checks of captions against the base, before anything is built. Light."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CaptionChecks:
     _lengths: dict[tuple[Base, str], int] = field(default_factory=dict)
 
     def problems(self, recipe: Recipe, captions: Captions) -> list[Problem]:
-        """New words that no caption says, or that the base knows already."""
+        """New words that no caption has, or that the base knows already."""
         found: list[Problem] = []
         texts = [text for row in captions.records if row.split == "train" for text in (row.text, *row.others)]
         counter = self._counter(Base.of(recipe.resolved()["base"])) if recipe.method.words else None

@@ -108,25 +108,25 @@ def check_project(project: Project, names: Sequence[str], console: Console) -> I
 
 
 def _asked(recipe: Recipe) -> dict[int, Mapping[str, Any]]:
-    """Captioners that ask servers of anybody's, by the numbers of their datasets."""
+    """Captioners that may ask any server, by the numbers of their datasets."""
     said = (dataset["caption"] for dataset in recipe.resolved()["datasets"])
     return {number: caption for number, caption in enumerate(said) if caption["from"] == "openai"}
 
 
 def _versions(project: Project, recipes: Sequence[Recipe], console: Console) -> Iterator[Problem]:
-    """Datasets that hold edits of another version than their `.dvc` files name; of older versions the user is told."""
+    """Datasets that hold edits of another version than their `.dvc` files name; warns of older versions."""
     with closing(StatCache(project.root, project.stat_cache)) as stat:
         versions = Versions(project, stat)
         for path in dict.fromkeys(dataset.path for recipe in recipes for dataset in recipe.datasets):
             state = versions.state(path)
             if state == "diverged":
                 yield versions.problem(path)
-            elif words := versions.words(path, state):
+            elif words := versions.warning(path, state):
                 console.warn(words)
 
 
 def _check_compatibility(project: Project, recipes: Sequence[Recipe], console: Console) -> dict[str, list[Problem]]:
-    """What is wrong with recipes on their bases where that takes networks, asked of one process of its own."""
+    """Check recipes against the networks of their bases, in a process of its own."""
     from sdbuild.build import probing
 
     compatibility = importlib.import_module("sdbuild.steps.compatibility")
@@ -153,7 +153,7 @@ def _check_compatibility(project: Project, recipes: Sequence[Recipe], console: C
 def _check_variants(
     project: Project, variants: Sequence[Recipe], console: Console
 ) -> tuple[str, list[Problem], list[str]]:
-    """Number of pictures, from least to most, all problems of some variants, and what is hardly meant."""
+    """Number of pictures, from least to most, all problems of some variants, and warnings."""
     checked: dict[str, _Checked] = {}
     warnings: list[str] = []
     words: list[Problem] = []

@@ -20,7 +20,7 @@ from sdbuild.errors import Problem, UsageError
 from sdbuild.storage.atomic import write_atomic
 
 State = Literal["same", "edited", "outdated", "diverged"]
-"""As the `.dvc` file says; with edits of that; a version that was checked out before; that one with edits."""
+"""The version that the `.dvc` file names; that one with edits; an older version; an older one with edits."""
 
 
 class Versions:
@@ -38,7 +38,7 @@ class Versions:
         return file.md5s[0] if file and file.plain and len(file.md5s) == 1 else None
 
     def state(self, path: str) -> State:
-        """What lies on disk of a dataset; one that is not tracked, or not there, is as it should be."""
+        """Compare a dataset on disk with its `.dvc` file; one that is not tracked, or not there, is the same."""
         found, named = self._stat.digest(path), self.named(path)
         if found is None or named is None:
             return "same"
@@ -53,8 +53,8 @@ class Versions:
         if known.get(path) != md5:
             write_atomic(self._memory, json.dumps({**known, path: md5}, indent=1, sort_keys=True))
 
-    def words(self, path: str, state: State) -> str | None:
-        """What the user should know of a dataset that is not at the version of its `.dvc` file."""
+    def warning(self, path: str, state: State) -> str | None:
+        """The warning for a dataset that is not at the version of its `.dvc` file."""
         if state == "outdated":
             return (
                 f"{path} holds an older version than {path}.dvc names, as after `git pull`; "
@@ -63,7 +63,7 @@ class Versions:
         return str(self.problem(path)) if state == "diverged" else None
 
     def problem(self, path: str) -> Problem:
-        """What is wrong with a dataset that holds edits of another version than its `.dvc` file names."""
+        """The problem of a dataset that holds edits of another version than its `.dvc` file names."""
         base = self._known().get(path)
         old = self._cache.files(base) if base else None
         edited = ""
@@ -74,7 +74,8 @@ class Versions:
         of = f"version {base[:8]}" if base else "an older version"
         message = (
             f"the folder holds edits{edited} of {of}, and {path}.dvc now names version {(self.named(path) or '')[:8]}: "
-            f"neither is touched; to take that one, copy your edits elsewhere and run `{self._taking(path)}`; "
+            f"neither is touched; to take that one, copy your edits elsewhere and run "
+            f"`{self._checkout_command(path)}`; "
             f"to keep the folder instead, `dvc add {path}`"
         )
         return Problem(file=path, message=message)
@@ -86,7 +87,7 @@ class Versions:
         if named and self._cache.has(named) and (self._project.root / path).exists():
             message = (
                 f"it holds files that DVC's cache lacks, and {path}.dvc names another version: neither is touched; "
-                f"copy what you want to keep elsewhere and run `{self._taking(path)}`"
+                f"copy what you want to keep elsewhere and run `{self._checkout_command(path)}`"
             )
         elif tracked:
             message = "neither DVC's cache nor its remote has it; run `sdbuild push` in a clone that has it"
@@ -116,8 +117,8 @@ class Versions:
         )
         return Problem(file=path, message=message)
 
-    def _taking(self, path: str) -> str:
-        """The command that brings the version of a `.dvc` file whatever lies there."""
+    def _checkout_command(self, path: str) -> str:
+        """The command that checks out the version of the `.dvc` file over whatever lies there."""
         named = self.named(path)
         here = named is not None and self._cache.has(named)
         return f"dvc {'checkout' if here else 'pull'} --force {path}.dvc"

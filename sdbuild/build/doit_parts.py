@@ -1,4 +1,4 @@
-"""What doit is given in place of its own parts: a database that cannot break, and words for unknown names."""
+"""Replacements for parts of doit: a database that survives damage, quiet cleaning, messages for unknown names."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from doit.task import Task
 
 from sdbuild.errors import of_system
 
-_TELLING = frozenset({"list", "info", "help", "clean", "ignore", "forget", "reset-dep", "dumpdb", "strace"})
+_READ_ONLY = frozenset({"list", "info", "help", "clean", "ignore", "forget", "reset-dep", "dumpdb", "strace"})
 """doit's commands that build nothing."""
-_REMEMBERING = frozenset({"ignore", "forget", "reset-dep", "dumpdb"})
+_STATEFUL = frozenset({"ignore", "forget", "reset-dep", "dumpdb"})
 """doit's commands that change what it remembers between runs; building needs nothing of it."""
 
 
 class Codec:
-    """How doit's database is written: as JSON, of which nothing is believed that is not what doit writes."""
+    """doit's database as JSON; a damaged one counts as empty."""
 
     def encode(self, data: Any) -> str:
         """As text."""
@@ -48,7 +48,7 @@ def database(root: Path) -> str:
     The oracle alone decides what is fresh, so a build writes nothing there, which a full disk could stop.
     """
     path = root / ".sdbuild" / "doit"
-    if _command() in _REMEMBERING:
+    if _command() in _STATEFUL:
         if not os.access(path if path.exists() else path.parent if path.parent.exists() else root, os.W_OK):
             sys.stderr.write(f"{path.relative_to(root)} cannot be written; mend its owner or its permissions\n")
             raise SystemExit(1)
@@ -82,7 +82,7 @@ class QuietTask(Task):  # type: ignore[misc]
 
 
 def name_the_unknown(root: Path, known: Collection[str]) -> None:
-    """Let doit tell names that it does not know with the nearest that it does; it has no other way in."""
+    """Patch doit's error for unknown names so that it suggests the nearest; doit has no hook for this."""
 
     class Unknown(InvalidCommand):  # type: ignore[misc]
         def __str__(self) -> str:
@@ -95,7 +95,7 @@ def name_the_unknown(root: Path, known: Collection[str]) -> None:
 
 
 def unknown(root: Path, name: str, known: Collection[str]) -> str:
-    """What to say of a name that is neither a recipe's nor a step's."""
+    """The message for a name that is neither a recipe's nor a step's."""
     folder = root / "build" / name
     if name and "/" not in name and not name.startswith(".") and folder.is_dir():
         return f"there is no recipe {name} any more; what it built is in build/{name}: delete that folder if you like"
@@ -105,8 +105,8 @@ def unknown(root: Path, name: str, known: Collection[str]) -> str:
 
 
 def end_quietly() -> None:
-    """Let the end of a pipe be no error: a listing ends there, a build goes on and says no more."""
-    if _command() in _TELLING:
+    """Make a closed pipe no error: a listing ends, a build goes on without output."""
+    if _command() in _READ_ONLY:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     atexit.register(_flush)
 

@@ -1,4 +1,4 @@
-"""What `.dvcignore` files leave out of DVC's digests of folders, read as DVC reads them."""
+"""Rules of `.dvcignore` files, which keep files out of DVC's digests of folders; read as DVC reads them."""
 
 from __future__ import annotations
 

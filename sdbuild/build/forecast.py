@@ -41,9 +41,9 @@ class Forecast:
     steps: list[dict[str, Any]]
     """As `sdbuild plan --json` prints them, in plan order."""
     problems: list[Problem]
-    """What is wrong with recipes and what they name: these are not built."""
+    """Errors in recipes and in what they name: these recipes are not built."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know before."""
+    """Warnings."""
 
 
 def forecast(project: Project, names: Sequence[str] = ()) -> Forecast:
@@ -151,7 +151,7 @@ def explain(project: Project, name: str) -> list[str]:
 
 
 def _notes(verdict: Verdict, engine: Engine) -> Iterator[str]:
-    """What a step that would run needs of this machine beside software."""
+    """Warn of API keys that a step would need and that are not set."""
     if verdict.action == "run" and verdict.step.kind == "captions":
         group = engine.recipes[verdict.step.recipe].group
         yield from (f"recipes/{group}.yaml: {word}" for word in keys_missing(engine.recipes[verdict.step.recipe]))

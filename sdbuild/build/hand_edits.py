@@ -1,4 +1,4 @@
-"""Which compiled files on disk are as sdbuild wrote them, and which hold edits that are nowhere else."""
+"""Hand edits in compiled files (`dvc.yaml`, `recipe.json`): a file that has some is kept before it is replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = ({"name", "recipe", "base", "steps"}, {"stages", "plots", "artifacts"})
 
 
 def record_written(project: Project, path: str, text: str) -> None:
-    """Remember what a file was written with."""
+    """Remember the content that sdbuild wrote to a file."""
     write_atomic(_memory(project, path), _blob(text.encode()))
 
 

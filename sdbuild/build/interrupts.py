@@ -1,4 +1,4 @@
-"""What an interrupt leaves, in words: where the next build resumes, and what is lost."""
+"""The message after an interrupt: where the next build resumes, and what is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interrupt_message(step: Step, scratch: Path, error: KeyboardInterrupt, done: tuple[int, int] | None) -> str:
-    """Say what stopping a step has left.
+    """Say where the next build resumes.
 
     Args:
         step: that was stopped.

@@ -1,5 +1,7 @@
-"""Whether steps will find their inputs as they were when pictures are listed anew: known without running where all
-pictures were looked at before, as after a rename."""
+"""Looks past a stale images step: the steps after it stay fresh if it will list the same pictures as before.
+
+That is known without running where all pictures were examined before, as after a rename.
+"""
 
 from __future__ import annotations
 

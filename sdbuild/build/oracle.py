@@ -30,7 +30,7 @@ State = Literal["fresh", "stale", "pending"]
 Action = Literal["none", "restore", "fetch", "run"]
 
 _OF_FILES_ALONE = frozenset({"pixels", "records"})
-"""Views that no setting of their step has a say in: the same files give the same view."""
+"""Views that depend on files alone and on no setting of their step."""
 _OF_FOLDERS = frozenset({"pictures", "captions", "model"})
 """Views of users' folders, which may hold files that DVC's digest of them leaves out."""
 
@@ -52,7 +52,7 @@ class Verdict:
     entry: Entry | None = None
     """The recorded run that a restore brings back, from the cache or else, fetched, from the remote."""
     lost: bool = False
-    """It has to run since its recorded outs are in no place that is known; the remote may have them nevertheless."""
+    """It runs because its recorded outs are neither in the cache nor known to be on the remote."""
     absent: tuple[str, ...] = ()
     """Inputs that have to be brought back before more can be said."""
 
@@ -198,7 +198,7 @@ class Oracle:
         """Datasets of steps that hold an older version than their `.dvc` files name, in words."""
         data = dict.fromkeys(dep.path for step in steps for dep in step.deps if dep.path not in self.producers)
         found = {path: self.versions.state(path) for path in data}
-        words = (self.versions.words(path, state) for path, state in found.items() if state == "outdated")
+        words = (self.versions.warning(path, state) for path, state in found.items() if state == "outdated")
         return list(filter(None, words))
 
     def source(self, contents: Iterable[Digest]) -> Literal["restore", "fetch", "run"]:

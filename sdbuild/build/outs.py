@@ -1,4 +1,4 @@
-"""Bringing outs back: from the cache or the remote, with what is the user's in their places kept."""
+"""Restores outs from the cache or the remote, and keeps the user's files that lie in their places."""
 
 from __future__ import annotations
 

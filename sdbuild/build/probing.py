@@ -98,7 +98,7 @@ def probe(
 
 
 def judge(project: Project, recipes: Mapping[str, tuple[Mapping[str, Any], Path]]) -> dict[str, list[dict[str, Any]]]:
-    """What is wrong with recipes on their bases where that takes networks, by name: problems with a key `stops`.
+    """Check recipes against the networks of their bases; returns problems by name, as dicts with a key `stops`.
 
     Args:
         project: in which they are.

@@ -150,7 +150,7 @@ def _unsaved(project: Project, state: _Present) -> Iterator[str]:
             found = versions.state(file.data)
             if found == "edited":
                 yield f"{file.data} has changes that are not pushed: `doit` or `dvc add {file.data}` saves them first"
-            elif words := versions.words(file.data, found):
+            elif words := versions.warning(file.data, found):
                 yield words
 
 

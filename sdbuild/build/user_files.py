@@ -1,7 +1,7 @@
 """Files of the user's inside outs: moved beside the out before it is replaced, so that nothing of theirs is lost.
 
-A file is no user's if DVC's cache has its content, if a step has just put it there, or if it is one of ours that was
-damaged: cut short, or with other bytes in a file that is no text.
+A file is not the user's if DVC's cache has its content, if a step has just put it there, or if it is a damaged result:
+cut short, or with other bytes in a file that is not text.
 """
 
 from __future__ import annotations

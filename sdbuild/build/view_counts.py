@@ -1,4 +1,4 @@
-"""How often a training sees each picture, and where that is more than is usual."""
+"""How often a training sees each picture, and a warning where that is more than usual."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def views_of(recipe: Recipe, trained: Iterable[ImageRecord]) -> dict[int, float]
 
 
 def seen_too_often(recipe: Recipe, trained: Iterable[ImageRecord]) -> Iterator[str]:
-    """Say of which datasets a training will learn the pictures by heart; one that stops early is not said to."""
+    """Warn of datasets whose pictures are seen more often than usual, unless the training stops early."""
     records = list(trained)
     low, most = recipe.method.usual.views
     if recipe.train.early_stop is not None:

@@ -42,7 +42,7 @@ def is_sent(settings: Mapping[str, Any]) -> bool:
 
 
 def withheld(settings: Mapping[str, Any]) -> str | None:
-    """A word on OpenAI's key where it is set and not sent to a server elsewhere; None where there is nothing to say."""
+    """Warn where OpenAI's key is set but not sent, since the server is another; None otherwise."""
     address = server_of(settings)
     if settings["key_variable"] != OPENAI or not os.environ.get(OPENAI) or address is None or _is_here(address):
         return None

@@ -1,4 +1,4 @@
-"""The HTTP client of providers: it goes where it was sent and no further, and reads no more than an answer has."""
+"""The HTTP client of providers: no redirects, no compression, and a limit on the size of answers."""
 
 from __future__ import annotations
 

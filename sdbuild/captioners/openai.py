@@ -57,7 +57,7 @@ class ChatCompletions:
             timeout=settings["timeout"],
             http_client=http_client(self._module),
         )
-        if withheld:  # who asks is as little of the server's business
+        if withheld:  # and neither are the names of organization and project
             self._client.organization = self._client.project = None
         self._model: str = settings["model"]
         self._own = {name: settings[name] for name in ("temperature",) if settings.get(name) is not None}

@@ -1,4 +1,4 @@
-"""From a picture's colours to sRGB: by its profile, or else by what its file says of primaries and curve.
+"""Converts pictures to sRGB: by their profile, or else by the primaries and the curve that the file gives.
 
 A profile is judged by what it does to colours, not by its name: one that is called sRGB and leaves colours where they
 are is not applied, so that such pictures keep their very values. A profile that is damaged or made for another kind of

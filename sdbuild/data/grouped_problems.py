@@ -1,4 +1,4 @@
-"""What is wrong with many files alike is said in one line with their number. Light."""
+"""Groups problems that many files share into one line with a count. Light."""
 
 from __future__ import annotations
 

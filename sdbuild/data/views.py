@@ -23,7 +23,7 @@ from sdbuild.data.wanted import placements
 _OTHERWISE = re.compile(
     r"\\\\[()\[\]\\]|[\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0]"
 )
-"""A backslash before a bracket, as JSON has it, and what nobody sees; see `text_cleaning.clean`."""
+"""What cleaning would change: a backslash before a bracket, in JSON, and invisible characters."""
 
 
 def pictures(listing: Mapping[str, str]) -> dict[str, str]:
@@ -67,7 +67,7 @@ def pixels(images: Iterable[ImageRecord]) -> list[list[Any]]:
 
 
 def read_otherwise(captions: Path) -> bool:
-    """Whether captions, a `captions.jsonl`, may hold what captions held before they were read by today's rule.
+    """Whether a `captions.jsonl` may hold text that today's cleaning would change, as earlier releases wrote it.
 
     True for the texts of few recipes, whose view has to be made again to know. What is not on disk holds nothing.
     """

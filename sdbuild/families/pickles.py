@@ -1,4 +1,4 @@
-"""What is in pickled weights, by the words of the pickle alone: nothing of it is run. Light."""
+"""Names of tensors in pickled weights, read from the pickle's opcodes without running it. Light."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is lost where weights are written in half precision."""
+"""How much weights change when they are written in half precision."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PrecisionLoss:
         }
 
     def told(self) -> str | None:
-        """Say it to people; None where rounding is all."""
+        """The warning; None where there is only rounding."""
         said = []
         if self.harmed:
             lost = f"turns {self.zeros:,} of {self.values:,} numbers to zero" if self.zeros else "has too few digits"

@@ -82,7 +82,7 @@ Prior = Annotated[ClassPictures | KeptPrediction, Field(discriminator="source")]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usual:
-    """What a method is trained with, by people and by other trainers' defaults; AdamW's rates."""
+    """Usual learning rates and lengths of training, from papers and other trainers' defaults; rates are AdamW's."""
 
     rate: float
     """Learning rate of recipes that say none."""
@@ -151,7 +151,7 @@ class MethodSpec(Spec):
         return ()
 
     def warnings(self) -> Iterator[str]:
-        """Yield what is allowed and may not be meant."""
+        """Yield warnings about settings that are allowed but unusual."""
         yield from ()
 
     def stated(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What some settings need and not every machine has: libraries, and keys of providers; nothing is imported."""
+"""Optional libraries and API keys that a recipe needs; nothing is imported."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ FOLDER = "recipes"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """A file in `recipes/` that makes no recipe."""
+    """A recipe file with errors."""
 
     file: str
     """Relative to the project."""
     problems: tuple[Problem, ...]
     waits: bool = False
-    """Whether nothing is wrong with it but that it waits for another that is refused."""
+    """Whether its only error is that it needs another recipe with errors."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """The recipes of a project: those that are right, and files that make none."""
+    """The recipes of a project: the valid ones, and files with errors."""
 
     recipes: list[Recipe]
     """Sorted by name, each variant of a matrix as one."""
@@ -53,7 +53,7 @@ class Loaded:
 
     @property
     def unread(self) -> frozenset[str]:
-        """Names of what is refused; what they built is no garbage."""
+        """Names of recipes with errors; what they built is not garbage."""
         return frozenset(each.name for each in self.refused)
 
     def choose(self, names: Iterable[str]) -> list[Recipe]:
@@ -144,7 +144,7 @@ def _file_of(recipe: Recipe) -> str:
 
 
 def _waiting(recipes: Sequence[Recipe], refused: Mapping[str, Refused], documents: Documents) -> dict[str, Refused]:
-    """Recipes that need what one that is refused would build."""
+    """Recipes that need the result of a recipe with errors."""
     found: dict[str, Refused] = {}
     for recipe in recipes:
         for field, maker in (*makers(recipe), *_mixed_in(recipe)):
@@ -163,7 +163,7 @@ def _mixed_in(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _at_odds(recipes: Sequence[Recipe], project: Path, documents: Documents) -> dict[str, Refused]:
-    """Recipes that are right by themselves and do not go with the others."""
+    """Recipes that are valid by themselves but conflict with others."""
     found: dict[str, dict[Problem, None]] = {}
     for problem in (*misnamed(recipes, project), *mixed(recipes)):
         assert problem.file is not None

@@ -1,4 +1,4 @@
-"""What prompts say that other programs read otherwise, or that does not show what was learned."""
+"""Warnings about prompts: syntax of other programs, and triggers or new words that no prompt has."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _WORDS = {
 
 
 def prompt_warnings(recipe: Recipe) -> Iterator[str]:
-    """Say which prompts hold what is drawn as plain words here, or nothing of what is learned."""
+    """Warn of syntax that is read as plain words here, and of words that no prompt has."""
     if recipe.sample is None:
         return
     named = [(f"sample.prompts[{index}]", prompt) for index, prompt in enumerate(recipe.sample.prompts)]

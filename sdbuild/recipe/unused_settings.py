@@ -1,4 +1,4 @@
-"""Settings of a recipe that change nothing with what else it says; they are told, for they were hardly meant so."""
+"""Settings that have no effect together with the recipe's other settings: the user is warned of them."""
 
 from __future__ import annotations
 
@@ -79,6 +79,6 @@ def _of_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def is_set(section: Spec, name: str) -> bool:
-    """Whether a recipe says something else of a field than what it is by itself."""
+    """Whether a recipe sets a field to something other than its default."""
     field: Any = type(section).model_fields[name]
     return name in section.model_fields_set and getattr(section, name) != field.get_default()

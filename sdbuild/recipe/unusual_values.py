@@ -1,4 +1,4 @@
-"""Numbers that are possible and so far from what is usual that training diverges or samples saturate: warnings."""
+"""Warnings about numbers so far from the usual that training may diverge or samples may be oversaturated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RATIO = 64.0
 
 
 def unusual_values(recipe: Recipe) -> Iterator[str]:
-    """Say which numbers are."""
+    """Yield the warnings."""
     train, sample = recipe.train, recipe.sample
     method = recipe.method.lora if isinstance(recipe.method, Pivotal) else recipe.method
     if isinstance(method, Ranked):

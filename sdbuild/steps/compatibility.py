@@ -1,4 +1,4 @@
-"""Whether a recipe goes with its base, where that takes the base's networks: they are made on the device `meta`.
+"""Checks a recipe against the networks of its base, which are made on the device `meta`.
 
 Nothing is loaded but configurations, vocabularies and the adapters that a grid mixes in. Importing it is light.
 """
@@ -23,7 +23,7 @@ Steps = Mapping[str, Mapping[str, Any]]
 
 
 def needs_networks(steps: Steps) -> bool:
-    """Whether a recipe names anything of its base's networks: modules, words, layers that a file adapts."""
+    """Whether checking a recipe takes its base's networks: it names modules, words, or adapter files."""
     method = steps["train"]["method"]
     named = any(
         isinstance(each.get("targets"), list | tuple) or each.get("parts") or each.get("layers")
@@ -45,7 +45,7 @@ def check(steps: Steps, base: Path, project: Path) -> None:
 
 
 def run(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Judge several recipes; answers what is wrong with each, and what is worth a word, by its name."""
+    """Check several recipes; returns problems by name."""
     answer: dict[str, Any] = {}
     for name, each in request["recipes"].items():
         rows = find_problems(each["steps"], Path(each["base"]), Path(request["project"]))
@@ -54,7 +54,7 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_problems(steps: Steps, base: Path, project: Path) -> Iterator[tuple[Problem, bool]]:
-    """Yield what is wrong, and whether it stops the recipe."""
+    """Yield problems, and whether each is an error or only a warning."""
     from sdbuild.steps.model import untrained
     from sdbuild.steps.prediction import outline
 

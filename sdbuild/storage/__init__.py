@@ -1,1 +1,1 @@
-"""What every room does with files: paths that stay inside, headers, atomic writes. Imports only `errors`."""
+"""File helpers for all packages: safe paths, headers, atomic writes, text for terminals. Imports only `errors`."""

@@ -1,4 +1,4 @@
-"""Files of the user's in places that sdbuild needs: moved, whole, to a name that nothing has."""
+"""Backups of the user's files: renamed to a free name beside the original."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _SHOWN = 80
 
 
 class HeaderError(ValueError):
-    """What a file is that is no safetensors file, or no whole one: `is damaged (…)`."""
+    """The file is not a whole safetensors file; the message follows the file's name: `is damaged (…)`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
-"""Small files that remember what takes long to find out: believed only while they are whole, and never missed.
+"""JSON caches with a checksum in their first line.
 
-The first line is a checksum of the rest. A file that is damaged, or was changed by somebody, counts as not there; a
-disk that takes no new one is no error.
+A damaged or edited cache counts as missing; one that cannot be written, e.g. on a full disk, is no error.
 """
 
 from __future__ import annotations

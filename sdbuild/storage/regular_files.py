@@ -1,4 +1,4 @@
-"""What is a file: pipes, sockets and devices are told by their kind and never opened, for that may hang for ever.
+"""Regular files: pipes, sockets and devices are reported by their kind and never opened, since that may block.
 
 Links to files are files, everywhere; links to folders are not followed (`is_folder`), as DVC does not follow them.
 """
@@ -24,12 +24,12 @@ class SpecialFileError(OSError):
 
 
 def special(mode: int) -> str | None:
-    """What a path names that is neither a file nor a folder, in words; None for those two."""
+    """The kind of a special file by its mode, e.g. `a socket`; None for files and folders."""
     return next((word for is_kind, word in _KINDS if is_kind(mode)), None)
 
 
 def special_at(path: str | Path) -> str | None:
-    """The same by a path, through links; None where nothing is there."""
+    """The same for a path, after following links; None where nothing is there."""
     try:
         return special(os.stat(path).st_mode)
     except (OSError, ValueError):

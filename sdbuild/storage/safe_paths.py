@@ -1,9 +1,9 @@
-"""The gate for paths and digests that a file names: lists of folders, `dvc.lock`, `.dvc` files, run-cache entries.
+"""Checks of paths and digests that files name: lists of folders, `dvc.lock`, `.dvc` files, run-cache entries.
 
 Whoever can write to a shared remote or to a clone chooses what stands in these files, so nothing of them is used before
 it passed here: a path is relative and stays in its folder, no two entries of a list are one file, no link leads
-elsewhere on the way, and the name of an object in the cache is an MD5. Each function answers with what is wrong, in
-words, or with None.
+elsewhere on the way, and the name of an object in the cache is an MD5. Each check returns the
+problem as text, or None.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def is_md5(name: object) -> TypeGuard[str]:
 
 
 def path_problem(path: object) -> str | None:
-    """What is wrong with a path that has to stay inside the folder that it is relative to."""
+    """Check a path that has to stay inside the folder that it is relative to."""
     if not isinstance(path, str):
         return f"{_shown(path)} is not a path"
     if not path or "\0" in path:
@@ -66,7 +66,7 @@ def path_problem(path: object) -> str | None:
 
 
 def names_problem(paths: Sequence[str], *, folds: bool) -> str | None:
-    """What is wrong with paths of files as a whole: two that are one file, or one that is a file and a folder.
+    """Check paths of files against each other: no two are one file, none is a file and a folder.
 
     `folds` says that the file system takes names for one that differ in case or in the form of Unicode.
     """
@@ -136,7 +136,7 @@ def folds_names(folder: Path) -> bool:
 
 
 def link_problem(root: Path, path: str, into: Iterable[Path] = ()) -> str | None:
-    """Which link on the way from a project to one of its paths makes what is written there land elsewhere.
+    """Find a link on the way from a project to one of its paths that would redirect what is written there.
 
     A link in place of a top-level folder, which a user puts there to have it on another disk, is theirs unless git
     brought it. The path itself may be a link into one of the folders `into`, as DVC makes them into its cache.
@@ -159,7 +159,7 @@ def link_problem(root: Path, path: str, into: Iterable[Path] = ()) -> str | None
 
 
 def links_below(root: Path, folder: str, into: Iterable[Path] = ()) -> str | None:
-    """Which link inside a folder of a project makes what is written or deleted there land elsewhere; as above."""
+    """Find a link inside a folder of a project that would redirect what is written or deleted; as above."""
     into = tuple(into)
     for place in links(root / folder):
         if not leads_into(place, into):

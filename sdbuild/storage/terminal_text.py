@@ -1,4 +1,4 @@
-"""Text on its way to a terminal: what could steer it, hide in it or forge a line of it is spelled out.
+"""Text for terminals: control characters, invisible characters and line breaks inside values are escaped.
 
 Names of files, captions, values of recipes, answers of servers and git's authors come from others. `line` is for
 everything that is shown; `guard` puts the same between the process and its terminal, for what libraries print.

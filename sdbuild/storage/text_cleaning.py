@@ -1,8 +1,8 @@
-"""Captions, prompts, triggers and new words as they are read: by one rule, wherever they come from.
+"""Cleaning of captions, prompts, triggers and new words, by one rule.
 
-What nobody sees would cost tokens and tell captions apart that look alike, so it goes; what has a meaning in a script
-or an emoji stays. A backslash makes a bracket plain, as in prompts. Words are the same in capitals and small letters,
-as CLIP's tokenizers read them.
+Invisible characters cost tokens and make captions differ that look alike, so they are removed; those with a meaning in
+a script or an emoji stay. A backslash makes a bracket plain, as in prompts. Words are the same in capitals
+and small letters, as CLIP's tokenizers read them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ORDINARY = re.compile(r"[ -~]*")
 
 
 def visible(text: str) -> str:
-    """The text in NFC without what nobody sees; control characters become spaces. Safe to do again."""
+    """Convert to NFC and remove invisible characters; control characters become spaces. Idempotent."""
     if _ORDINARY.fullmatch(text):
         return text
     kept: list[str] = []
@@ -56,12 +56,12 @@ def visible(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A caption as it is learned: visible, on one line, with brackets plain that a backslash stands before."""
+    """Clean a caption: no invisible characters, one line, and `\\(` becomes `(`."""
     return unescaped(" ".join(visible(text).split()))
 
 
 def unescaped(text: str) -> str:
-    """The text with brackets plain that a backslash stands before; once, as a second time finds others."""
+    """Replace `\\(` by `(`, and so on. Not idempotent: do it once."""
     return _ESCAPED.sub(r"\1", text)
 
 

@@ -445,24 +445,8 @@ def test_content_that_is_not_what_its_name_says_is_not_taken(world: World) -> No
     assert world.around() == before
 
 
-def test_the_largest_lists_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdbuild.storage import safe_paths
-
-    path = tmp_path / "list"
-    path.write_text(json.dumps([{"md5": "0" * 32, "relpath": str(number)} for number in range(20)]))
-    assert len(safe_paths.read_list(path)) == 20
-    monkeypatch.setattr(safe_paths, "MOST_FILES", 19)
-    with pytest.raises(ValueError, match="it names 20 files; lists of up to 19 are read"):
-        safe_paths.read_list(path)
-    monkeypatch.setattr(safe_paths, "MOST_BYTES", 99)
-    with pytest.raises(ValueError, match=r"it has [\d,]+ bytes; lists of up to 99 are read"):
-        safe_paths.read_list(path)
-
-
 def test_a_link_that_the_user_made_is_theirs(built: Work, tmp_path: Path) -> None:
-    """`build` and `.sdbuild` may be on another disk; names that only look strange are good."""
-    from sdbuild.storage import safe_paths
-
+    """`build` and `.sdbuild` may be on another disk."""
     for name in ("build", ".sdbuild"):
         (built.root / name).rename(tmp_path / name)
         (built.root / name).symlink_to(tmp_path / name)
@@ -470,25 +454,6 @@ def test_a_link_that_the_user_made_is_theirs(built: Work, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "build/cat/adapter")
     assert "restored" in built.doit().out
     assert built.adapter()
-    for name in (
-        "a\\b.png",
-        "a: b.png",
-        "..a",
-        "a..",
-        "é/日本.png",
-        " a ",
-        "~",
-        "-",
-        "a\nb",
-        "C:",
-        "gitignore",
-        ".gitkeep",
-    ):
-        assert safe_paths.path_problem(name) is None, name
-    assert safe_paths.names_problem(["a", "A", "b/c", "b/d"], folds=False) is None
-    assert safe_paths.names_problem(["a", "A"], folds=True) == "'A' stands there twice"
-    assert safe_paths.names_problem(["é", "e\u0301"], folds=True) is not None
-    assert safe_paths.names_problem(["a/b", "A"], folds=True) == "'A' is a file and the folder of 'a/b'"
 
 
 COMMANDS = (

@@ -42,7 +42,7 @@ class Lora(Ranked):
     """How many ranks of the denoiser act at which timestep; null for all of them always."""
 
     def warnings(self) -> Iterator[str]:
-        """Yield which programs have no part in the axis, where the recipe does not name one."""
+        """Warn that some programs do not read the default axis, unless the recipe names one."""
         yield from super().warnings()
         if self.dora and "dora_axis" not in self.model_fields_set:
             yield (
@@ -51,13 +51,13 @@ class Lora(Ranked):
             )
 
     def stated(self) -> Mapping[str, Any]:
-        """Without the axis where there is none, or where it is the one that was the only one once."""
+        """Leave the axis out unless it is `input`, as earlier releases did, which had lengths of outputs alone."""
         found = {name: value for name, value in super().stated().items() if name != "dora_axis"}
         return found | ({"dora_axis": "input"} if self.dora_axis == "input" else {})
 
     @classmethod
     def completed(cls, section: Mapping[str, Any]) -> dict[str, Any]:
-        """Lengths were those of outputs where nothing says otherwise."""
+        """Earlier releases, which did not name an axis, had lengths of outputs."""
         found = super().completed(section)
         return {"dora_axis": "output", **found} if found.get("dora") else found
 
