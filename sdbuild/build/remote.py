@@ -23,6 +23,7 @@ from fsspec.callbacks import Callback
 
 from sdbuild.build.cache import MOST_OF_RUN, RUN_NAME, LocalCache
 from sdbuild.errors import RemoteError, UsageError
+from sdbuild.storage.regular_files import special_at
 from sdbuild.storage.safe_paths import is_md5
 
 Answer = TypeVar("Answer")
@@ -82,7 +83,7 @@ class Remote:
         """Entries of the run-cache, without those that are too large to be any."""
 
         def fetch(signs: _Signs) -> dict[str, bytes]:
-            paths = {self._run_path(name): name for name in sorted(names)}
+            paths = {path: name for name in sorted(names) if self._is_content(path := self._run_path(name))}
             found: dict[str, bytes] = {}
             for some in _batches(paths, _AT_ONCE):
                 sizes = self._remote.fs.info(list(some), batch_size=self._remote.fs.jobs)
@@ -195,7 +196,13 @@ class Remote:
         return {name for name in names if RUN_NAME.fullmatch(name)}
 
     def _present(self, md5s: Collection[str], signs: _Signs) -> set[str]:
-        return set(self._remote.odb.oids_exist(set(md5s), progress=lambda *_: signs.live()))
+        remote = self._remote.odb
+        found: set[str] = set(remote.oids_exist(set(md5s), progress=lambda *_: signs.live()))
+        return {md5 for md5 in found if self._is_content(remote.oid_to_path(md5))}
+
+    def _is_content(self, path: str) -> bool:
+        """Whether it can be read to its end: a pipe or a device in a folder that others write to cannot."""
+        return self._remote.fs.protocol != "local" or special_at(path) is None
 
     def _copy(self, sources: Sequence[str], targets: Sequence[str], signs: _Signs) -> None:
         from dvc_objects.fs.generic import copy

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdbuild.captioners.contract import AskError, Desk, Provider, Question, Reply
+from sdbuild.captioners.contract import PATIENCE, AskError, Desk, Provider, Question, Reply
 from sdbuild.captioners.texts import clean
 from sdbuild.storage.atomic import write_atomic
 
@@ -165,7 +165,8 @@ class Batches:
                     raise
                 if attempt >= self._settings["attempts"]:
                     raise AskError(str(error), "stop") from None
-                time.sleep(error.wait if error.wait is not None else min(30.0, 0.5 * 2 ** (attempt - 1)))
+                wait = min(30.0, 0.5 * 2 ** (attempt - 1)) if error.wait is None else min(PATIENCE, error.wait)
+                time.sleep(wait)
 
 
 def _id(note: Path) -> str:

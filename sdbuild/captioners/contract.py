@@ -11,6 +11,9 @@ from sdbuild.data.records import ImageRecord
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PATIENCE = 300.0
+"""Seconds that a server may ask to wait; for longer a build does not stay, nor between two looks at a batch."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:

@@ -215,10 +215,11 @@ def _wait(headers: Mapping[str, str]) -> float | None:
         try:
             seconds = float(text) / unit
         except ValueError:
-            date = email.utils.parsedate_tz(text)
-            if date is None:
+            try:
+                date = email.utils.parsedate_tz(text)
+                seconds = 0.0 if date is None else email.utils.mktime_tz(date) - time.time()
+            except (ValueError, OverflowError):  # of no year that there is
                 continue
-            seconds = email.utils.mktime_tz(date) - time.time()
         if seconds > 0:  # NaN is not; none at all is no answer to how long
             return seconds
     return None

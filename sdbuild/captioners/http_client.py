@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ MOST = 4 * 1024 * 1024
 """Bytes of an answer; captions have a thousandth of it."""
 MOST_OF_BATCH = 256 * 1024 * 1024
 """Bytes of all answers to a batch."""
+LONGEST_OF_BATCH = 3600.0
+"""Seconds that they may take to arrive."""
 
 
 def http_client(module: ModuleType) -> Any:
@@ -28,15 +31,17 @@ def http_client(module: ModuleType) -> Any:
 
 
 class _Bounded(httpx2.SyncByteStream):
-    """A body that ends with an error where it is too long."""
+    """A body that ends with an error where it is too long, or takes too long to arrive."""
 
-    def __init__(self, inner: Any, most: int, then: Any) -> None:
-        self._inner, self._most, self._then = inner, most, then
+    def __init__(self, inner: Any, most: int, then: Any, timeout: float) -> None:
+        self._inner, self._most, self._then, self._timeout = inner, most, then, timeout
 
     def __iter__(self) -> Iterator[bytes]:
-        size = 0
+        size, started = 0, time.monotonic()
         for chunk in self._inner:
             size += len(chunk)
+            if time.monotonic() - started > self._timeout:  # a server that sends a byte now and then never times out
+                raise AskError(f"no whole answer within {self._timeout:g} s", "again")
             if size > self._most:
                 raise AskError(f"the server's answer has more than {self._most >> 20} MiB", self._then)
             yield chunk
@@ -50,4 +55,8 @@ def _bound(response: httpx2.Response) -> None:
         raise AskError("the server sends compressed answers, though it was asked not to; they are not read", "stop")
     path = response.request.url.path
     of_batch = path.endswith(("/results", "/content"))
-    response.stream = _Bounded(response.stream, MOST_OF_BATCH if of_batch else MOST, "stop" if of_batch else "skip")
+    if of_batch:
+        response.stream = _Bounded(response.stream, MOST_OF_BATCH, "stop", LONGEST_OF_BATCH)
+        return
+    timeout = response.request.extensions.get("timeout", {}).get("read")
+    response.stream = _Bounded(response.stream, MOST, "skip", LONGEST_OF_BATCH if timeout is None else timeout)

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sdbuild.captioners.batches import Batches
-from sdbuild.captioners.contract import AskError, Desk, Provider, Question
+from sdbuild.captioners.contract import PATIENCE, AskError, Desk, Provider, Question
 from sdbuild.captioners.texts import clean
 
 AHEAD = 2
 """Pictures that are made ready while all requests are under way."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a second try, and at most before a later one, where the server names none."""
-PATIENCE = 300.0
-"""Seconds that a server may ask to wait; for longer the build does not stay."""
 GRACE = 8.0
 """Seconds for answers that are under way when the build is stopped."""
 

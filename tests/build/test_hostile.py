@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -443,6 +444,28 @@ def test_content_that_is_not_what_its_name_says_is_not_taken(world: World) -> No
     assert not (world.work.root / "datasets/cats").exists()
     assert not (world.work.root / "build/cat/adapter").exists()
     assert world.around() == before
+
+
+def test_pipes_and_devices_in_a_store_are_not_read(world: World) -> None:
+    """A pipe would be waited for, and a device fill the disk."""
+    [file] = [out["md5"] for out in yaml.safe_load(world.work.read("dvc.lock"))["stages"]["cat-images"]["outs"]]
+    [folder] = [out["md5"] for out in yaml.safe_load(world.work.read("dvc.lock"))["stages"]["cat-latents"]["outs"]]
+    for md5 in (file, folder):
+        path = world.store / "files/md5" / md5[:2] / md5[2:]
+        path.unlink()
+        os.mkfifo(path)
+    first, second, *_ = runs_of(world)
+    for path in (first, second):
+        path.unlink()
+    os.mkfifo(first)
+    second.symlink_to("/dev/zero")
+    started = time.monotonic()
+    result = world.run("sdbuild", "pull")
+    assert time.monotonic() - started < 60, result.text
+    assert result.code == 0, result.text
+    assert "build/cat/images.jsonl" in result.text
+    assert "build/cat/latents" in result.text
+    assert (world.work.root / "build/cat/adapter/cat.safetensors").is_file()
 
 
 def test_a_link_that_the_user_made_is_theirs(built: Work, tmp_path: Path) -> None:

@@ -161,8 +161,9 @@ class Speaker:
                 for _ in range(4000):
                     await endless.write(b" " * 65536)
             return endless
-        if fault in ("reset", "trickle"):
-            response = web.StreamResponse(headers={"content-type": "application/json", "content-length": "1000"})
+        if fault in ("reset", "trickle", "trickle-error"):
+            headers = {"content-type": "application/json", "content-length": "1000"}
+            response = web.StreamResponse(headers=headers, status=500 if fault == "trickle-error" else 200)
             await response.prepare(request)
             await response.write(b'{"id": "x", ')
             if fault == "reset":

@@ -46,7 +46,8 @@ def test_how_long_a_server_asks_to_wait() -> None:
     assert asked({"retry-after-ms": "250", "retry-after": "1"}) == 0.25
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
     assert asked({"retry-after": later}) == pytest.approx(60, abs=5)
-    for nothing in ("", "0", "-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"):
+    years = (f"Mon, 01 Jan {year} 00:00:00 GMT" for year in (99_999_999_999, -(10**20), 10**20))
+    for nothing in ("", "0", "-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", *years):
         assert asked({"retry-after": nothing}) is None, nothing
 
 

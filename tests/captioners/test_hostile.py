@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sdbuild.captioners import api_keys, http_client
+from sdbuild.captioners.contract import PATIENCE, AskError
 from sdbuild.errors import DataError, StepError
 from tests.captioners.conftest import CLAUDE, GPT, Asking
 from tests.captioners.server import KEY, Speaker, completion, message, serving
@@ -43,6 +46,39 @@ def test_bodies_are_bounded(asking: Asking, server: Speaker, model: dict[str, An
     server.faults = ["gzip"]
     with pytest.raises(StepError, match="sends compressed answers, though it was asked not to"):
         asking.run(**model, parallel=1)
+
+
+@BOTH
+def test_bodies_arrive_in_time(asking: Asking, server: Speaker, model: dict[str, Any]) -> None:
+    server.faults = ["", "trickle-error"]
+    started = time.monotonic()
+    with pytest.raises(StepError, match="no whole answer within 2 s"):
+        asking.run(**model, parallel=1, attempts=1, timeout=2)
+    assert time.monotonic() - started < 20
+
+
+@BOTH
+def test_no_batch_waits_for_ever(
+    asking: Asking, server: Speaker, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdbuild.captioners import batches
+
+    slept: list[float] = []
+    waits = iter([float("inf"), 1e12])
+    patiently = batches.Batches._patiently
+
+    def asked_to_wait(self: Any, do: Callable[[], Any]) -> Any:
+        def busy() -> Any:
+            if (wait := next(waits, None)) is not None:
+                raise AskError("the server has too much to do", "again", wait=wait)
+            return do()
+
+        return patiently(self, busy)
+
+    monkeypatch.setattr(batches.Batches, "_patiently", asked_to_wait)
+    monkeypatch.setattr("sdbuild.captioners.batches.time.sleep", slept.append)
+    assert asking.run(**model, batch=True).computed == 4
+    assert slept[:2] == [PATIENCE, PATIENCE]
 
 
 @BOTH
