@@ -18,7 +18,7 @@ from typing import Any
 from sdbuild.data.filenames import caption_from_name, is_given
 from sdbuild.data.listing import Sidecars, nfc, relative_to, scan
 from sdbuild.data.records import CaptionRecord, ImageRecord, Origin
-from sdbuild.data.textfiles import is_encodable, read_text
+from sdbuild.data.textfiles import MOST_OF_SIDECAR, is_encodable, read_text
 from sdbuild.errors import Problem
 from sdbuild.recipe.captioners import fields_used
 from sdbuild.storage.text_cleaning import clean, visible
@@ -234,7 +234,7 @@ def _sidecar(folder: Folder, picture: str) -> Texts | Problem | None:
     found: dict[Texts, str] = {}
     for path in folder.sidecars.of(picture):
         name = f"{folder.path}/{path}"
-        text = read_text(folder.project / name, name)
+        text = read_text(folder.project / name, name, MOST_OF_SIDECAR)
         if isinstance(text, Problem):
             return text
         texts = tuple(filter(None, map(clean, text.split("\n") if folder.lines else [text])))
@@ -305,7 +305,7 @@ def _from_model(folder: Folder, spec: Mapping[str, Any]) -> Captioner:
         if "tags" not in used:
             return values
         name = PurePosixPath(folder.path, picture).with_suffix(spec["tags_file"]).as_posix()
-        tags = read_text(folder.project / name, name) if (folder.project / name).exists() else ""
+        tags = read_text(folder.project / name, name, MOST_OF_SIDECAR) if (folder.project / name).exists() else ""
         return tags if isinstance(tags, Problem) else {**values, "tags": clean(tags)}
 
     return caption

@@ -32,7 +32,7 @@ from sdbuild.data.masks import ALPHA
 from sdbuild.data.pixel_budget import PIXEL_BUDGET
 from sdbuild.data.pngfile import GREY_ALPHA, Png, read_png
 from sdbuild.errors import DataError, Problem
-from sdbuild.storage.regular_files import SpecialFileError, read_regular
+from sdbuild.storage.regular_files import SpecialFileError, TooLargeError, read_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +44,8 @@ MOVING = frozenset({"PNG", "WEBP", "GIF", "TIFF", "AVIF"})
 
 MAX_PIXELS = 2 * 89_478_485
 """Pillow's own limit against decompression bombs: about 179 million pixels."""
+MOST_BYTES = 3 << 29
+"""Of a file: more than the largest picture takes that is not compressed."""
 _MOST = f"{MAX_PIXELS // 1_000_000} million"
 
 # Large pictures in large blocks, which go back to the system when they are freed: an arena of a thread would keep them.
@@ -107,7 +109,7 @@ def read_file(path: Path, name: str) -> bytes:
         DataError: it cannot be read, or is empty.
     """
     try:
-        data = read_regular(path)
+        data = read_regular(path, most=MOST_BYTES)
     except FileNotFoundError as error:
         link = path.is_symlink()
         raise _bad(name, "links to a file that is not there; mend or delete the link" if link else "is gone") from error
@@ -115,6 +117,8 @@ def read_file(path: Path, name: str) -> bytes:
         raise _bad(name, "may not be read; mend its permissions (chmod u+r)") from error
     except SpecialFileError as error:
         raise _bad(name, f"is {error.strerror}; delete it") from error
+    except TooLargeError as error:
+        raise _bad(name, f"{error.strerror}; replace or delete it") from error
     except OSError as error:
         raise _bad(name, f"cannot be read ({error.strerror or error})") from error
     if not data:

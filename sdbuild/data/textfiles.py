@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdbuild.errors import Problem
-from sdbuild.storage.regular_files import SpecialFileError, read_regular
+from sdbuild.storage.regular_files import SpecialFileError, TooLargeError, read_regular
+
+MOST = 256 << 20
+"""Bytes of a file with the captions of a folder: some hundred for each of a million pictures."""
+MOST_OF_SIDECAR = 1 << 20
+"""Bytes of a file beside its picture."""
 
 
-def read_text(path: Path, name: str) -> str | Problem:
+def read_text(path: Path, name: str, most: int = MOST) -> str | Problem:
     """A UTF-8 file's text, without a byte order mark."""
     try:
-        data = read_regular(path)
+        data = read_regular(path, most=most)
     except FileNotFoundError:
         reason = (
             "links to a file that is not there; mend or delete it" if path.is_symlink() else "there is no such file"
@@ -19,6 +24,8 @@ def read_text(path: Path, name: str) -> str | Problem:
         return Problem(file=name, message=reason)
     except SpecialFileError as error:
         return Problem(file=name, message=f"is {error.strerror}; delete it")
+    except TooLargeError as error:
+        return Problem(file=name, message=f"{error.strerror}; is it a caption?")
     except OSError as error:
         return Problem(file=name, message=f"cannot be read ({error.strerror}); mend its permissions")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

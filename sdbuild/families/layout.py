@@ -16,6 +16,8 @@ INDEX = "model_index.json"
 WEIGHTS = ".safetensors"
 SUFFIXES = (".json", ".txt", WEIGHTS)
 """Files that are read; everything else (code, pickles, pictures) is passed over."""
+MOST_OF_JSON = 64 << 20
+"""Bytes of a configuration, an index or a vocabulary; the largest known have a tenth of it."""
 VARIANTS = (".fp16", ".non_ema", ".bf16")
 """Marks of further copies of the weights, which are neither read, digested nor downloaded."""
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
@@ -76,7 +78,7 @@ def read_json(file: Path) -> dict[str, Any]:
         DataError: it is missing or damaged.
     """
     try:
-        content = json.loads(read_regular(file))
+        content = json.loads(read_regular(file, most=MOST_OF_JSON))
     except FileNotFoundError:
         raise DataError([Problem(file=str(file), message="is missing; the base is incomplete")]) from None
     except OSError as error:

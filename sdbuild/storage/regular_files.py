@@ -23,6 +23,10 @@ class SpecialFileError(OSError):
     """A path names something that holds no content to read."""
 
 
+class TooLargeError(OSError):
+    """A file is larger than any of its kind."""
+
+
 def special(mode: int) -> str | None:
     """The kind of a special file by its mode, e.g. `a socket`; None for files and folders."""
     return next((word for is_kind, word in _KINDS if is_kind(mode)), None)
@@ -36,16 +40,21 @@ def special_at(path: str | Path) -> str | None:
         return None
 
 
-def read_regular(path: Path, limit: int = -1) -> bytes:
+def read_regular(path: Path, limit: int = -1, *, most: int | None = None) -> bytes:
     """A file's bytes, at most `limit` of them.
 
     Raises:
+        TooLargeError: it has more than `most` bytes.
         SpecialFileError: it is a pipe, a socket or a device; nothing was opened.
         OSError: it cannot be read.
     """
-    kind = special(os.stat(path).st_mode)
+    status = os.stat(path)
+    kind = special(status.st_mode)
     if kind is not None:
         raise SpecialFileError(errno.EINVAL, f"{kind}, not a file", str(path))
+    if most is not None and status.st_size > most:
+        size, largest = (f"{number / (1 << 20):,.0f} MiB" for number in (status.st_size, most))
+        raise TooLargeError(errno.EFBIG, f"has {size}; files of up to {largest} are read", str(path))
     # Not blocking, in case a pipe has taken the file's place meanwhile.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         return file.read(limit)

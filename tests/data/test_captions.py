@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -98,6 +99,15 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 )
 def test_bad_sidecars(tmp_path: Path, content: bytes, message: str) -> None:
     assert re.search(message, problem(run(tmp_path, "a.png", files={"a.txt": content})))
+
+
+def test_files_too_large_for_captions_are_not_read(tmp_path: Path) -> None:
+    for name, options in (("a.txt", {}), ("captions.jsonl", {"from": "jsonl"})):
+        path = write(tmp_path / FOLDER / name, b"")
+        os.truncate(path, 1 << 40)
+        said = problem(run(tmp_path, "a.png", **options))
+        assert f"{name}: has 1,048,576 MiB; files of up to " in said
+        path.unlink()
 
 
 def test_a_broken_link_as_sidecar(tmp_path: Path) -> None:

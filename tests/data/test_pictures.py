@@ -185,6 +185,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         open_picture(tmp_path / "gone.png", name="x/gone.png")
     with pytest.raises(DataError, match=r"empty\.png: is empty \(zero bytes\)"):
         open_picture(write(tmp_path / "empty.png", b""))
+    os.truncate(write(tmp_path / "large.png", b"\x89PNG"), 1 << 40)
+    with pytest.raises(DataError, match=r"large\.png: has 1,048,576 MiB; files of up to 1,536 MiB are read"):
+        open_picture(tmp_path / "large.png")
     (tmp_path / "link.png").symlink_to("nowhere.png")
     with pytest.raises(DataError, match=r"links to a file that is not there"):
         open_picture(tmp_path / "link.png")
@@ -201,7 +204,7 @@ def test_permissions(tmp_path: Path) -> None:
 
 
 def test_permissions_by_the_systems_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, most: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("sdbuild.data.pictures.read_regular", refuse)
