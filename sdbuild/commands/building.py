@@ -91,7 +91,7 @@ def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
     if step.get("blocked"):
         action = "cannot run"
     if step["action"] == "run" and items["total"] and not items["todo"]:
-        shown += f" (all {items['total']} are stored already)"
+        shown += f" (all {items['total']} will be stored by then)"
     if asks := step.get("asks"):
         shown = "; ".join([*map(_asks, asks), *([shown] if shown else [])])
     return step["name"], action, counts if step["action"] == "run" else "", shown

@@ -56,7 +56,7 @@ def test_new_words_are_said_by_captions(project: Path, capfd: pytest.CaptureFixt
     captions(project, "a cat", "a dog", "a toy", "a house")
     code, said = check(project, capfd, method=words("<Toy>"))
     assert code == 2
-    assert "recipes/cat.yaml: method.tokens: no caption has '<Toy>'; add it to a caption, e.g. as a trigger" in said
+    assert "method.tokens: no caption has '<Toy>'; add it to a caption, e.g. as a trigger" in said
     assert check(project, capfd, {"trigger": "<toy>"}, method=words("<Toy>"))[0] == 0
     code, said = check(project, capfd, {"trigger": "<toy> <Toy>"}, method=words("<Toy>", "<toy>"))
     assert code == 2

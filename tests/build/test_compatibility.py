@@ -119,7 +119,7 @@ def test_what_the_disk_cannot_tell_is_a_warning(
     assert main(["plan", "key"]) == 0
     told = capsys.readouterr().out
     assert "ANTHROPIC_API_KEY is not set" in told
-    assert "(all 4 are stored already)" in told
+    assert "(all 4 will be stored by then)" in told
 
 
 def test_checkpoints_that_are_none(

@@ -42,6 +42,4 @@ def test_words_that_no_caption_says_are_missed(work: Work) -> None:
     use(work, "cat", {"kind": "textual_inversion", "tokens": [{"token": "<toy>"}]})
     result = work.doit("cat:train", code=None)
     assert result.code != 0
-    assert (
-        "recipes/cat.yaml: method.tokens: no caption has '<toy>'; add it to a caption, e.g. as a trigger" in result.text
-    )
+    assert "method.tokens: no caption has '<toy>'; add it to a caption, e.g. as a trigger" in result.text

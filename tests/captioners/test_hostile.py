@@ -236,7 +236,7 @@ def test_check_tells_what_is_not_sent(work: Work, monkeypatch: pytest.MonkeyPatc
     assert "OPENAI_API_KEY is not sent to https://models.example, which is asked without a key" in done.text
     work.recipe(datasets=[{"path": "datasets/cats", "caption": {**there, "key_variable": "AWS_SECRET_ACCESS_KEY"}}])
     done = work.sdbuild("check", code=2)
-    assert "recipes/cat.yaml: datasets[0].caption.key_variable: AWS_SECRET_ACCESS_KEY may not be sent to" in done.err
+    assert "datasets[0].caption.key_variable: AWS_SECRET_ACCESS_KEY may not be sent to" in done.err
     assert 'export SDBUILD_KEYS="AWS_SECRET_ACCESS_KEY=https://models.example"' in done.err
     monkeypatch.setenv("SDBUILD_KEYS", "AWS_SECRET_ACCESS_KEY=https://models.example")
     assert "is right" in work.sdbuild("check").out
