@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from sdbuild.data.listing import ending
 from sdbuild.data.masks import ALPHA, treatment
 from sdbuild.data.pictures import decode, mask_of, pixel_digest, read_file, read_mask
 from sdbuild.data.pixel_budget import PIXEL_BUDGET
@@ -67,10 +68,10 @@ def examine(
         if path in pictures and path not in problems
     }
     known = cache.pixels(keys.values())
-    sharing: dict[PixelKey, list[str]] = {}
+    sharing: dict[tuple[PixelKey, str], list[str]] = {}  # by ending too, which messages name
     for path, key in keys.items():
         if key not in known:
-            sharing.setdefault(key, []).append(path)
+            sharing.setdefault((key, ending(path)), []).append(path)
     total, todo = len(keys), len(sharing)
     progress(total - todo, total)
     fresh: dict[PixelKey, Pixels] = {}

@@ -42,6 +42,11 @@ STRIP = 2**18
 MOVING = frozenset({"PNG", "WEBP", "GIF", "TIFF", "AVIF"})
 """Formats whose further frames or pages are left out with a word. Cameras' MPO holds previews: nobody misses them."""
 
+_TGA_DESCRIPTOR = 17
+"""Byte of a TGA's head."""
+_TGA_ALPHA = 0x0F
+"""Its bits that say how many bits of a pixel are alpha."""
+
 MAX_PIXELS = 2 * 89_478_485
 """Pillow's own limit against decompression bombs: about 179 million pixels."""
 MOST_BYTES = 3 << 29
@@ -137,6 +142,8 @@ def decode(data: bytes, *, background: str, name: str) -> Decoded:
             dropped = image.format in MOVING and bool(getattr(image, "is_animated", False))
             profiles = described(image, data, png)
             image.load()
+            if image.format == "TGA" and image.mode == "RGBA" and data[_TGA_DESCRIPTOR] & _TGA_ALPHA == 0:
+                image.putalpha(255)  # the fourth byte is unused, and is 0 as a rule
             rgb, alpha = _to_rgb(image, profiles, png, background)
             return Decoded(rgb, dropped, alpha)
     except RangeError as error:

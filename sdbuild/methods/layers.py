@@ -172,10 +172,16 @@ def along(vector: Tensor, other: Tensor, axis: int) -> Tensor:
     return vector.to(other.dtype).view(shape)
 
 
+def unpacked(layer: Layer) -> Tensor:
+    """Weight of the base, also where it is quantised, or outlined as such on the device `meta`."""
+    outlined: Callable[[], Tensor] | None = getattr(layer.inner, "unpacked", None)
+    found: Tensor = outlined() if outlined is not None else dequantize_module_weight(layer.inner)
+    return found.detach()
+
+
 def base_weight(layer: Layer) -> Tensor:
     """Weight of the base in float32, also where it is quantised."""
-    found: Tensor = dequantize_module_weight(layer.inner)
-    return found.detach().float()
+    return unpacked(layer).float()
 
 
 class LayersAdapter(LayeredAdapter[Layer]):

@@ -148,7 +148,7 @@ def _wrong_key(key: str, others: Collection[str], data: Mapping[str, Any], *, pa
         yield "cannot be varied"
     elif key == "datasets":
         yield "cannot be varied as a whole; name a field of one, such as datasets[0].path"
-    elif dotted(path) != key or not _is_known(path):
+    elif dotted(path) != key or not isinstance(next(iter(path), None), str) or not _is_known(path):
         yield f"unknown key{_suggestion(key)}"
     else:
         yield from (

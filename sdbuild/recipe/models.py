@@ -139,7 +139,7 @@ class Recipe(Spec):
         for index, dataset in enumerate(self.datasets if prior else ()):
             assert prior is not None
             trigger, class_prompt = (text.lower().split() for text in (dataset.trigger, prior.prompt))
-            named = f"datasets.{index}.trigger {dataset.trigger!r}"
+            named = f"datasets[{index}].trigger {dataset.trigger!r}"
             if trigger and set(trigger) <= set(class_prompt):
                 yield f"method.prior.prompt {prior.prompt!r} holds {named}; the class is named without the rare word"
             elif len(trigger) > 1 and not set(trigger) & set(class_prompt):

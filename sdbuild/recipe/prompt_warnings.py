@@ -54,7 +54,7 @@ def prompt_warnings(recipe: Recipe) -> Iterator[str]:
         told = any(says(trigger, word) for word in recipe.method.words)
         if trigger and not told and not any(says(" ".join(prompt.split()), trigger) for prompt in prompts):
             yield (
-                f"no prompt of sample.prompts has datasets.{index}.trigger {dataset.trigger!r}, which is in all "
+                f"no prompt of sample.prompts has datasets[{index}].trigger {dataset.trigger!r}, which is in all "
                 "captions of that dataset, so the grid shows little of it; add it to one"
             )
 
@@ -82,7 +82,7 @@ def foreign(prompt: str) -> Iterator[str]:
 def _brackets(recipe: Recipe, prompts: Sequence[str]) -> Iterator[str]:
     for index, dataset in enumerate(recipe.datasets):
         if re.search(r"[()\[\]]", dataset.trigger) and any(dataset.trigger in prompt for prompt in prompts):
-            named = f"datasets.{index}.trigger {dataset.trigger!r}"
+            named = f"datasets[{index}].trigger {dataset.trigger!r}"
             yield f"{named} has brackets, which sample.prompts read as weights; put a backslash before them there"
 
 

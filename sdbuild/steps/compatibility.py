@@ -5,6 +5,7 @@ Nothing is loaded but configurations, vocabularies and the adapters that a grid 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,13 +24,19 @@ Steps = Mapping[str, Mapping[str, Any]]
 
 
 def needs_networks(steps: Steps) -> bool:
-    """Whether checking a recipe takes its base's networks: it names modules, words, or adapter files."""
+    """Whether checking a recipe takes its base's networks.
+
+    It names modules, words or adapter files, or has a method that not every base has room for.
+    """
     method = steps["train"]["method"]
     named = any(
-        isinstance(each.get("targets"), list | tuple) or each.get("parts") or each.get("layers")
+        isinstance(each.get("targets"), list | tuple)
+        or each.get("parts")
+        or each.get("layers")
+        or each.get("orthogonal") == "both"
         for each in (method, method.get("lora") or {})
     )
-    return bool(named or method_of(method).words or _files(steps))
+    return bool(named or method["kind"] == "hypernetwork" or method_of(method).words or _files(steps))
 
 
 def check(steps: Steps, base: Path, project: Path) -> None:
@@ -48,7 +55,13 @@ def run(request: Mapping[str, Any]) -> dict[str, Any]:
     """Check several recipes; returns problems by name."""
     answer: dict[str, Any] = {}
     for name, each in request["recipes"].items():
-        rows = find_problems(each["steps"], Path(each["base"]), Path(request["project"]))
+        try:
+            rows = list(find_problems(each["steps"], Path(each["base"]), Path(request["project"])))
+        except Exception as error:  # a library's, on a strange base; the other recipes are still checked
+            traceback.print_exc()
+            [reason, *_] = [*str(error).strip().splitlines(), ""]
+            message = f"cannot be tried on its base ({type(error).__name__}: {reason}), so a build may fail"
+            rows = [(Problem(field="base.model", message=message), False)]
         answer[name] = [{**asdict(problem), "stops": stops} for problem, stops in rows]
     return answer
 

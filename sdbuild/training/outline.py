@@ -40,8 +40,13 @@ class Quantised(nn.Linear):
         """Take the place of a layer of the device `meta`; its packed weights have `size` bytes."""
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta", dtype=layer.weight.dtype)
         self.bias = layer.bias
+        self._format = layer.weight.dtype
         packed = torch.empty(size, dtype=torch.uint8, device="meta")
         self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def unpacked(self) -> Tensor:
+        """Return the weight in the format and shape that it had."""
+        return torch.empty(self.out_features, self.in_features, device="meta", dtype=self._format)
 
     def forward(self, seen: Tensor) -> Tensor:
         """Compute what the layer would."""

@@ -38,6 +38,7 @@ def test_before_anything_is_built(
     surplus(lora, work.root / "loras/text.safetensors", "layers.1.", "layers.99.")
     surplus(lora, work.root / "loras/unet.safetensors", "down_blocks.0.", "down_blocks.7.")
     make_pipeline(work.root / "other", family="sd2")
+    make_pipeline(work.root / "flow", family="sd3")
 
     def sample(file: str) -> dict[str, Any]:
         return {"sample": {"adapters": [{"path": f"loras/{file}.safetensors"}], "strengths": [0]}}
@@ -52,15 +53,26 @@ def test_before_anything_is_built(
         "layers": ({"method": {"kind": "partial", "layers": ["attn9"]}}, "method.layers: 'attn9' matches no module"),
         "half": (
             {"method": {"targets": ["to_q"], "text_encoder": True}},
-            "method.text_encoder: is true, and the modules that are named are none of a text encoder's",
+            "method.text_encoder: is true, but method.targets names no module of a text encoder",
         ),
         "word": (
             {"method": {"kind": "textual_inversion", "tokens": [{"token": "a"}]}},
             "method.tokens[0].token: the base's tokenizer knows 'a'",
         ),
         "pivotal": (
-            {"method": {"kind": "pivotal", "tokens": [{"token": "sks<x>"}], "lora": {"targets": ["to_qq"]}}},
+            {
+                "method": {"kind": "pivotal", "tokens": [{"token": "<x>"}], "lora": {"targets": ["to_qq"]}},
+                "datasets": [{"path": "datasets/cats", "trigger": "<x>"}],
+            },
             "method.lora.targets: 'to_qq' matches no",
+        ),
+        "cross": (
+            {"method": {"kind": "hypernetwork"}, "base": {"model": "flow"}},
+            "method.kind: hypernetwork needs cross-attention",
+        ),
+        "rank": (
+            {"method": {"rank": 4096, "alpha": 4096, "orthogonal": "both"}},
+            "method.rank: is 4096, but",
         ),
         "short": (sample("short"), "sample.adapters[0].path: loras/short.safetensors is damaged"),
         "too-many": (sample("text"), "sample.adapters[0].path: loras/text.safetensors: has"),
@@ -75,6 +87,7 @@ def test_before_anything_is_built(
         text = work.read(f"recipes/{name}.yaml").decode()
         work.write(f"recipes/{name}.yaml", text.replace("  rank: null\n", "").replace("  alpha: null\n", ""))
     work.recipe("right", **sample("right"))
+    work.recipe("packed", method={"targets": ["*"], "dora": True}, train={"base_precision": "nf4"})
     work.recipe("text-alone", method={"targets": ["q_proj"], "text_encoder": True})
 
     assert main(["check"]) == 2
@@ -83,9 +96,11 @@ def test_before_anything_is_built(
     lines = told.err.splitlines()
     for name, (_, message) in wrong.items():
         assert any(line.startswith(f"recipes/{name}.yaml:") and message in line for line in lines), (name, told.err)
-        [line] = [line for line in lines if line.startswith(f"recipes/{name}.yaml:")]
+        own = [line for line in lines if line.startswith(f"recipes/{name}.yaml:")]
+        assert len(own) == 1, own
+        [line] = own
         assert line.split(":")[1].isdigit(), line
-    for name in ("cat", "right", "text-alone"):
+    for name in ("cat", "right", "packed", "text-alone"):
         assert f"recipes/{name}.yaml is right" in told.out
     assert "warning: recipes/text-alone.yaml" in told.out
     assert "nothing of it is trained" in told.out
@@ -95,6 +110,23 @@ def test_before_anything_is_built(
     assert found.ran == {"cat:images": 4}, "the others stop before their first step"
     stopped = ("pattern", "too-many", "snr")
     assert {*found.err.splitlines()} == {line for line in lines if line.split(":")[0][8:-5] in stopped}
+
+
+def test_a_base_that_a_library_chokes_on(
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipes beside it are judged as ever."""
+    monkeypatch.chdir(work.root)
+    odd = make_pipeline(work.root / "odd")
+    settings = json.loads((odd / "unet/config.json").read_text())
+    (odd / "unet/config.json").write_text(json.dumps({**settings, "norm_num_groups": 7}))
+    work.recipe("odd", base={"model": "odd"}, method={"targets": ["to_q"]})
+    work.recipe("wrong", method={"targets": ["to_qq"]})
+    assert main(["check"]) == 2
+    told = capsys.readouterr()
+    assert "recipes/odd.yaml:2: base.model: cannot be tried on its base (ValueError: num_channels" in told.out
+    assert "recipes/cat.yaml is right" in told.out
+    assert told.err.count("recipes/wrong.yaml") == 1
 
 
 def test_what_the_disk_cannot_tell_is_a_warning(

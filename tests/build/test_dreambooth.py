@@ -87,4 +87,4 @@ def test_class_pictures_are_drawn_once_and_come_back(work: Work) -> None:
     assert "method.prior" not in work.sdbuild("check").text
     recipe(work, prompt="a sks cat")
     text = work.sdbuild("check").text
-    assert "cat: method.prior.prompt 'a sks cat' holds datasets.0.trigger 'sks'" in text
+    assert "cat: method.prior.prompt 'a sks cat' holds datasets[0].trigger 'sks'" in text

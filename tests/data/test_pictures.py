@@ -12,7 +12,9 @@ from PIL import Image, ImageCms
 
 from sdbuild.data import formats
 from sdbuild.data.buckets import Fit
+from sdbuild.data.examine import examine
 from sdbuild.data.pictures import decode, fit, open_picture, pixel_digest
+from sdbuild.data.pixelcache import PixelCache
 from sdbuild.errors import DataError
 from tests.data.files import animated, bomb, encoded, pattern, write
 
@@ -76,6 +78,13 @@ def test_alpha_lies_over_the_background() -> None:
     assert pixel(clear) == (255, 255, 255)
     assert pixel(clear, "#102030") == (16, 32, 48)
     assert pixel(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51))), "black") == (51, 0, 0)
+
+
+def test_a_tga_says_whether_its_fourth_byte_is_alpha() -> None:
+    for descriptor, shown in ((0, (10, 20, 30)), (8, (255, 255, 255))):
+        head = bytes([0, 0, 2, *[0] * 9, 4, 0, 4, 0, 32, descriptor])
+        found = decode(head + bytes([30, 20, 10, 0]) * 16, background="white", name="a.tga").image
+        assert found.getpixel((0, 0)) == shown
 
 
 def test_grey_with_alpha() -> None:
@@ -168,6 +177,18 @@ def test_text_is_not_a_picture() -> None:
         opened(b"<html>404</html>")
     with pytest.raises(DataError, match=r"is no picture in a known format"):
         opened(b"\x00\x01\x02" * 100)
+
+
+def test_equal_files_are_named_by_their_own_endings(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_text("a cat")
+    cache = PixelCache(tmp_path / "pixels.sqlite")
+    found = examine(["a.png", "b.jpg", "c.jpg"], {}, tmp_path, cache, "white", lambda done, total: None).problems
+    assert {name: problem.message.partition("its ")[2][:4] for name, problem in found.items()} == {
+        "a.png": ".png",
+        "b.jpg": ".jpg",
+        "c.jpg": ".jpg",
+    }
 
 
 def test_scripts_that_draw_are_not_run() -> None:

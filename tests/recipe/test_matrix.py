@@ -116,6 +116,8 @@ ONE_LINE = [
     ("matrix: {learningrate: [4]}\n", "3: matrix.learningrate: unknown key (did you mean train.learning_rate?)"),
     ("matrix: {xyzzy: [4]}\n", "3: matrix.xyzzy: unknown key; name it in full, such as method.rank"),
     ("matrix: {train.seed.: [4]}\n", "3: matrix.train.seed.: unknown key (did you mean train.seed?)"),
+    ("matrix: {'': [4]}\n", "3: matrix.: unknown key; name it in full, such as method.rank"),
+    ("matrix: {'[0]': [4]}\n", "3: matrix.[0]: unknown key; name it in full, such as method.rank"),
     ("matrix: {name: [a, b]}\n", "3: matrix.name: cannot be varied"),
     ("matrix: {extends: [a, b]}\n", "3: matrix.extends: cannot be varied"),
     ("matrix: {matrix: [a, b]}\n", "3: matrix.matrix: cannot be varied"),

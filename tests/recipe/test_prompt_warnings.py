@@ -62,7 +62,7 @@ def test_prompts_of_ours_are_not() -> None:
 
 def test_prompts_without_the_trigger_are_told() -> None:
     (said,) = recipe("sks cat", prompts=["a dog", "a house"]).warnings()
-    assert "no prompt of sample.prompts has datasets.0.trigger 'sks cat'" in said
+    assert "no prompt of sample.prompts has datasets[0].trigger 'sks cat'" in said
     for prompts in (["a dog", "photo of SKS  cat"], ["a (sks:1.3) cat"]):
         assert not list(recipe("sks cat", prompts=prompts).warnings())
     words = {"kind": "textual_inversion", "tokens": [{"token": "<Toy>"}]}

@@ -18,7 +18,7 @@ from sdbuild.recipe.train import Train
 from sdbuild.steps import train
 from sdbuild.steps.contract import Inputs
 from sdbuild.training import precision as module
-from sdbuild.training.precision import Precision, expected, quantisable
+from sdbuild.training.precision import QUANTISED, Precision, expected, quantisable
 from tests.tiny import make_pipeline
 from tests.training.material import Listener, make_inputs, make_spec
 
@@ -158,6 +158,26 @@ def test_a_quantised_base_may_be_read_between_steps(base: str, tmp_path: Path, i
     assert torch.equal(found[0], found[2])
     adapter = trained(tmp_path, inputs, method={"dora": True}, base_precision=base)
     assert all(tensor.isfinite().all() for tensor in adapter.values())
+
+
+def test_a_look_without_gradients_leaves_a_quantised_base_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As validation is; bitsandbytes packs weights anew there for processors with AVX512-BF16, and cannot go back."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    for base in QUANTISED:
+        for into, out in ((128, 64), (24, 96), (96, 24)):
+            network = nn.ModuleDict({"0": nn.Linear(into, out).requires_grad_(False)})
+            Precision(compute="float32", base=base).settle([network], CPU)
+            layer, seen = network["0"], torch.randn(8, into)
+            weight = dequantize_module_weight(layer)
+            with torch.no_grad():
+                found = layer(seen)
+            assert torch.equal(dequantize_module_weight(layer), weight)
+            seen.requires_grad_()
+            again = layer(seen)
+            assert torch.equal(again, found)
+            again.sum().backward()
+            assert seen.grad is not None
+            assert torch.allclose(seen.grad, weight.sum(0).expand_as(seen), atol=1e-2 if base == "int8" else 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sdbuild.families.contract import KeyMap
 from sdbuild.methods.layered import Place
-from sdbuild.methods.layers import Layer, LayersAdapter, base_weight
+from sdbuild.methods.layers import Layer, LayersAdapter, base_weight, unpacked
 from sdbuild.methods.lora.spec import Lora
 from sdbuild.methods.spec import Size
 
@@ -70,7 +69,7 @@ class DoraLayer(Layer):
         base: Tensor = self.base_layer(x)
         seen = self.dropped(x)
         ratio = self.wanted / self.lengths()
-        shift = self.applied((seen * (ratio - 1)).to(x.dtype), dequantize_module_weight(self.inner).detach())
+        shift = self.applied((seen * (ratio - 1)).to(x.dtype), unpacked(self))
         low = self.applied((seen * ratio).to(x.dtype), self.first)
         second = self.second.to(low.dtype)
         added = F.linear(low, second) if second.dim() == 2 else F.conv2d(low, second)
