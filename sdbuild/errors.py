@@ -114,11 +114,17 @@ def of_system(error: OSError) -> StepError:
         errno.EACCES: "; mend its owner or its permissions (`ls -ld` shows them)",
         errno.EPERM: "; mend its owner or its permissions (`ls -ld` shows them)",
         errno.EISDIR: "; a file is needed there: move the folder away",
+        errno.EEXIST: "; a folder is needed there: move the file away",
         errno.ENOTDIR: "; a folder is needed there: move the file away",
         errno.ELOOP: "; mend or delete the link",
         errno.EMFILE: "; too many files are open: raise the limit (`ulimit -n`)",
     }
     return StepError(f"{what}{reason}{remedies.get(error.errno or 0, '')}")
+
+
+def reason(error: Exception) -> str:
+    """Why a library failed, on one line; what the system refused with what to do about it."""
+    return str(of_system(error)) if isinstance(error, OSError) else " ".join(str(error).split())
 
 
 def lacks_memory(error: BaseException) -> bool:

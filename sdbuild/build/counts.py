@@ -61,7 +61,7 @@ class Counts:
                     if any(dep.path == f"{step.folder}/extracted" for dep in step.deps):
                         total += len(step.spec["prompts"]) * len(step.spec["seeds"])
                     return total, total
-        except DataError:  # told when the step runs
+        except (DataError, OSError):  # told when the step runs
             return None, None
 
     def problems(self, step: Step) -> list[Problem]:
@@ -77,6 +77,8 @@ class Counts:
                 return _first_of(captions.problems, step.recipe)
         except InputError as error:
             return list(error.problems)
+        except OSError:  # of a folder that is read, the oracle tells; what lies in an out's place is replaced
+            return []
         return []
 
     def _of_images(self, step: Step) -> Count:
@@ -122,7 +124,7 @@ class Counts:
                 questions = tuple(question for question in each.questions if question.key not in before)
                 if self._first(step, (question.key for question in questions)):
                     yield replace(each, questions=questions)
-        except DataError:  # told when the step runs
+        except (DataError, OSError):  # told when the step runs
             return
 
     def _of_latents(self, step: Step, verdict: Verdict) -> Count:

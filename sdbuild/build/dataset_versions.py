@@ -13,7 +13,7 @@ from typing import Literal
 
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.project import Project
-from sdbuild.build.revisions import Revisions
+from sdbuild.build.revisions import OwnerError, Revisions
 from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.build.tracked import DataFile
 from sdbuild.errors import Problem, UsageError
@@ -148,6 +148,8 @@ class Versions:
                     content = revisions.read(commit.id, f"{path}.dvc")
                     file = DataFile.parse(f"{path}.dvc", (content or b"").decode(errors="replace"))
                     found.update(dict.fromkeys(file.md5s if file else ()))
+        except OwnerError:
+            raise
         except UsageError:  # without git nobody but the user changes the file
             return []
         return [md5 for md5 in found if md5 != named]

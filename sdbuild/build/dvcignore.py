@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdbuild.build.revisions import Revisions
+from sdbuild.errors import DataError, Problem, UsageError
 from sdbuild.storage.regular_files import read_regular
 
 _NAME = ".dvcignore"
@@ -54,3 +57,32 @@ def _above(path: str) -> Iterator[str]:
     parts = path.split("/")[:-1]
     for count in range(1, len(parts) + 1):
         yield "/".join(parts[:count])
+
+
+@contextlib.contextmanager
+def left_to_git(root: Path, folder: str, scm: Any) -> Iterator[None]:
+    """Let DVC keep a folder of which git keeps some files, as captions: those that `.dvcignore` leaves to git.
+
+    DVC refuses any folder of which git keeps a file, whether it is one of DVC's or not.
+
+    Raises:
+        DataError: git keeps files that are DVC's too.
+    """
+    try:
+        with Revisions(root) as revisions:
+            in_git = revisions.listed(folder)
+    except UsageError:
+        in_git = []
+    ignored = Ignored(root)
+    if both := [path for path in in_git if not ignored(path)]:
+        message = (
+            f"git keeps {len(both)} files of it too, such as {both[0]}; `git rm --cached` those, or name them in "
+            f"{folder.rpartition('/')[0] or '.'}/{_NAME}, so that they are git's alone"
+        )
+        raise DataError([Problem(file=folder, message=message)])
+    if in_git:
+        scm.is_tracked = lambda path: False
+    try:
+        yield
+    finally:
+        vars(scm).pop("is_tracked", None)

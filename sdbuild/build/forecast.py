@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sdbuild.build.checkout_checks import check_folders
 from sdbuild.build.counts import Counts
 from sdbuild.build.dvc_config import DvcConfig
 from sdbuild.build.engine import Engine
@@ -21,7 +22,7 @@ from sdbuild.build.project import Project
 from sdbuild.build.reasons import flat
 from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
-from sdbuild.errors import Problem, RecipeError, UsageError
+from sdbuild.errors import DataError, Problem, RecipeError, UsageError
 from sdbuild.recipe.libraries import keys_missing
 from sdbuild.recipe.load import Loaded, choose, read_project
 from sdbuild.recipe.names import group_of
@@ -64,15 +65,31 @@ def forecast(project: Project, names: Sequence[str] = ()) -> Forecast:
         wanted: Collection[str] = _wanted(engine, known) if known or names else engine.steps.keys()
         found_verdicts = _verdicts(engine, wanted)
         verdicts = [found_verdicts[name] for name in engine.steps if name in wanted]
-        blocked: dict[str, list[Problem]] = {}
-        for verdict in verdicts:
-            passed = verdict.action != "run" or verdict.step.recipe in blocked
-            if not passed and (found := counts.problems(verdict.step)):
-                blocked[verdict.step.recipe] = found
+        blocked = _blocked(verdicts, counts, engine)
         problems += [problem for found in blocked.values() for problem in found]
+        try:
+            check_folders(project, dict.fromkeys(each.step.folder for each in verdicts if each.action != "none"))
+        except DataError as error:
+            problems += error.problems
         steps = [_row(verdict, counts, engine, ahead, blocked) for verdict in verdicts]
         notes = [word for verdict in verdicts for word in _notes(verdict, engine)]
         return Forecast(steps=steps, problems=list(dict.fromkeys(problems)), notes=list(dict.fromkeys(notes)))
+
+
+def _blocked(verdicts: Sequence[Verdict], counts: Counts, engine: Engine) -> dict[str, Sequence[Problem]]:
+    """Steps that cannot run, with what is wrong: of those that wait for one of them nothing more is known."""
+    blocked: dict[str, Sequence[Problem]] = {}
+    for verdict in verdicts:
+        step = verdict.step
+        if verdict.action != "run":
+            continue
+        if any(
+            maker.name in blocked for maker in map(engine.oracle.producers.get, (d.path for d in step.deps)) if maker
+        ):
+            blocked[step.name] = ()
+        elif found := verdict.wrong or counts.problems(step):
+            blocked[step.name] = found
+    return blocked
 
 
 def _verdicts(engine: Engine, names: Collection[str]) -> dict[str, Verdict]:
@@ -160,7 +177,7 @@ def _notes(verdict: Verdict, engine: Engine) -> Iterator[str]:
 def _row(
     verdict: Verdict, counts: Counts, engine: Engine, ahead: Lookahead, blocked: Mapping[str, Sequence[Problem]]
 ) -> dict[str, Any]:
-    if verdict.step.recipe in blocked and verdict.action == "run":
+    if verdict.step.name in blocked:
         row = {"name": verdict.step.name, "state": verdict.state, "action": verdict.action}
         nothing = {"total": None, "todo": None}
         return {**row, "reasons": list(verdict.reasons), "items": nothing, "blocked": True}
@@ -185,7 +202,7 @@ def _row(
 
 
 def _state(verdict: Verdict) -> Iterator[str]:
-    yield f"{verdict.step.name} {_DOING[verdict.action]}"
+    yield f"{verdict.step.name} {'cannot run' if verdict.wrong else _DOING[verdict.action]}"
     yield from (f"  {reason}" for reason in verdict.reasons)
 
 

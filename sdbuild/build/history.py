@@ -29,13 +29,14 @@ from scmrepo.exceptions import SCMError
 from sdbuild.build.cache import LocalCache
 from sdbuild.build.checkout_checks import check_cache, check_folders, guard_cache, lists_are_here, out_problems
 from sdbuild.build.dvc_config import DvcConfig
+from sdbuild.build.dvcignore import left_to_git
 from sdbuild.build.lockfile import Entry, LockFile
 from sdbuild.build.project import Project, working_directory
 from sdbuild.build.remote import Remote
 from sdbuild.build.statcache import Digest
 from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
-from sdbuild.errors import DataError, Problem, RemoteError, StepError, UsageError
+from sdbuild.errors import DataError, Problem, RemoteError, StepError, UsageError, reason
 from sdbuild.plan.model import Step
 from sdbuild.storage.regular_files import find_special
 
@@ -109,7 +110,7 @@ class History:
                 self._check_saved(stage)
                 self._finish(stage, step)
             except (DvcException, OSError) as error:
-                raise StepError(f"{step.name}: its outs could not be saved: {error}") from error
+                raise StepError(f"{step.name}: its outs could not be saved: {reason(error)}") from error
 
     def renew(self, step: Step, entry: Entry, deps: Mapping[str, Digest]) -> None:
         """Record newer versions of inputs of which the step reads nothing that changed."""
@@ -222,9 +223,10 @@ class History:
             beside = (Path(path).parent / ".gitignore").as_posix()
             check_folders(self._project, [path, f"{path}.dvc", beside])
             try:
-                repo.add([path])
+                with left_to_git(self._project.root, path, repo.scm):
+                    repo.add([path])
             except (DvcException, OSError) as error:
-                raise StepError(f"{path} could not be saved to DVC's cache: {error}") from error
+                raise StepError(f"{path} could not be saved to DVC's cache: {reason(error)}") from error
 
     def _refuse_special(self, path: str) -> None:
         root = self._project.root

@@ -5,15 +5,21 @@ That is known without running where all pictures were examined before, as after 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 from sdbuild.build.expected import Expected, expected
-from sdbuild.build.oracle import Oracle, Verdict
+from sdbuild.build.oracle import Oracle, Verdict, recorded_parameters
 from sdbuild.build.statcache import Digest
 from sdbuild.data.records import read_images, write_images
 from sdbuild.errors import DataError
 from sdbuild.plan.model import Step
+
+
+def _settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in parameters.items() if key not in ("datasets", "reads")}
 
 
 class Lookahead:
@@ -40,7 +46,26 @@ class Lookahead:
     def unsure(self, verdict: Verdict) -> bool:
         """Whether a step that waits may turn out fresh, which only a run can tell."""
         step = verdict.step
-        return verdict.state == "pending" and step.recipe in self._unsure and self._oracle.entry(step) is not None
+        if verdict.state != "pending" or self._oracle.entry(step) is None:
+            return False
+        return step.recipe in self._unsure or self._may_stay(step)
+
+    def _may_stay(self, step: Step) -> bool:
+        """Whether a step is fresh, makes what it made before, or waits for such steps alone."""
+        ahead = self._ahead or self._oracle
+        verdict, entry = ahead.judge(step.name), ahead.entry(step)
+        if verdict.action == "none":
+            return True
+        if entry is None or verdict.wrong:
+            return False
+        if verdict.state == "pending":
+            makers = (ahead.producers.get(dep.path) for dep in step.deps if not ahead.is_foreseen(dep.path))
+            return all(self._may_stay(maker) for maker in makers if maker is not None)
+        before = recorded_parameters(entry, step)
+        same = bool(verdict.reads) and verdict.reads == before.get("reads")
+        if step.kind == "latents":  # of its datasets it reads the pixels alone
+            return same and _settings(before) == _settings(step.spec)
+        return same and step.kind == "captions"  # what it reads is what it makes
 
     def _look(self, step: Step) -> None:
         try:

@@ -23,7 +23,7 @@ from sdbuild.build.reasons import parameter_changes
 from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.build.tracked import DataFile
 from sdbuild.data.views import read_otherwise
-from sdbuild.errors import DataError
+from sdbuild.errors import DataError, Problem, reason
 from sdbuild.plan.model import Dep, Step
 
 State = Literal["fresh", "stale", "pending"]
@@ -55,6 +55,8 @@ class Verdict:
     """It runs because its recorded outs are neither in the cache nor known to be on the remote."""
     absent: tuple[str, ...] = ()
     """Inputs that have to be brought back before more can be said."""
+    wrong: tuple[Problem, ...] = ()
+    """Why the step cannot run."""
 
 
 class Oracle:
@@ -87,8 +89,11 @@ class Oracle:
                 step = self.steps[name]
                 try:
                     verdict = self._judge(step)
-                except (DataError, OSError) as error:  # the step itself reports it in full when it runs
-                    verdict = Verdict(step=step, state="stale", action="run", reasons=tuple(str(error).splitlines()))
+                except (DataError, OSError) as error:  # a build stops there
+                    wrong = error.problems if isinstance(error, DataError) else (Problem(message=reason(error)),)
+                    verdict = Verdict(
+                        step=step, state="stale", action="run", reasons=tuple(map(str, wrong)), wrong=wrong
+                    )
                 self._verdicts[name] = verdict
             return verdict
 
@@ -107,6 +112,10 @@ class Oracle:
         """Judge as if an out held what lies elsewhere."""
         self._assumed[path] = digest
         self.reads.places[self.project.root / path] = place
+
+    def is_foreseen(self, path: str) -> bool:
+        """Whether an out is judged as it is foreseen."""
+        return path in self._foreseen
 
     def entry(self, step: Step) -> Entry | None:
         """What `dvc.lock` says of a step; a stage that only has its name is no record of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ class Commit:
     subject: str
 
 
+class OwnerError(UsageError):
+    """git does not read a repository that belongs to somebody else."""
+
+
 class Revisions:
     """Reads a project's history; one process of git answers for all files."""
 
@@ -34,11 +39,14 @@ class Revisions:
         """Open the history.
 
         Raises:
-            UsageError: git is not installed, or the project is not under it.
+            UsageError: git is not installed, or the project is not under it, or it is another user's.
         """
         self._root = root
         self._reader: subprocess.Popen[bytes] | None = None
+        self._refusal = ""
         found = self._git("rev-parse", "--show-prefix")
+        if found is None and (allowing := re.search(r"git config .*safe\.directory .+", self._refusal)):
+            raise OwnerError(f"git does not read {root}, which belongs to another user; `{allowing[0]}` allows it")
         if found is None:
             raise UsageError(f"{root} is not under git; `git init` and commit what builds record")
         self._prefix = found.rstrip("\n")
@@ -75,6 +83,11 @@ class Revisions:
         if self._git("rev-parse", "--verify", "--quiet", "HEAD") is None:
             return []
         return list(self._log("--topo-order", *which, "--", *paths))
+
+    def listed(self, folder: str) -> list[str]:
+        """Files in a folder that git keeps, relative to the project; of a merge that is not done, all sides."""
+        found = self._git("--literal-pathspecs", "ls-files", "-z", "--", folder) or ""
+        return list(dict.fromkeys(filter(None, found.split("\0"))))
 
     def read(self, revision: str, path: str) -> bytes | None:
         """A file, relative to the project, as it was in a commit; None where it was not there."""
@@ -116,4 +129,5 @@ class Revisions:
             done = subprocess.run(["git", *arguments], cwd=self._root, capture_output=True, check=False)
         except FileNotFoundError:
             raise UsageError("git is not installed; sdbuild keeps recipes and records in it") from None
+        self._refusal = done.stderr.decode("utf-8", "replace")
         return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

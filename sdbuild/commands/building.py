@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         also = {name: words for name, words in (("problems", told), ("notes", found.notes)) if words}
         console.json({"steps": steps, **also})
     else:
-        console.table(("step", "does", "items", "because"), (_plan_row(step) for step in steps))
+        console.table(("step", "does", "items", "because"), (_plan_row(step, told) for step in steps))
         for word in dict.fromkeys([*(word for step in steps for word in step.get("lacking", ())), *found.notes]):
             console.warn(word)
         for path in dict.fromkeys(path for step in steps for path in step.get("outdated", ())):
@@ -82,10 +82,10 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     return InputError.exit_code if told else 0
 
 
-def _plan_row(step: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _plan_row(step: Mapping[str, Any], told: Collection[str]) -> tuple[str, str, str, str]:
     items = step["items"]
     counts = f"{items['todo']} of {items['total']}" if items["total"] is not None else ""
-    reasons = step["reasons"]
+    reasons = ["what is wrong stands below" if reason in told else reason for reason in step["reasons"]]
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     action = "-" if step["action"] == "none" else "perhaps" if step.get("perhaps") else step["action"]
     if step.get("blocked"):

@@ -103,7 +103,8 @@ class Checkpoints:
             raise StepError(
                 f"no room for a checkpoint of {_mebibytes(snapshot)} MiB after step {snapshot.step}: {error.strerror}; "
                 f"{self.kept}",
-                "free some space (`sdbuild gc` lists what can go), then doit resumes there",
+                "free some space (`sdbuild gc` lists what can go), then doit "
+                + ("resumes there" if self.saved else "begins the training again"),
             ) from error
         for old in self._paths()[KEPT:]:
             old.unlink()

@@ -112,7 +112,10 @@ def test_a_version_that_is_not_checked_out_is_no_edit(team: Team, tracked_templa
     for result in (ben.doit("cat:captions", code=2), ben.sdbuild("check", code=2)):
         assert f"{CATS}: the folder holds edits (0003.txt) of version " in result.err
         assert f"`dvc pull --force {POINTER}`" in result.err
-    assert "0003.txt" in json.dumps(ben.plan())
+    told = json.loads(ben.sdbuild("plan", "--json", code=2).out)
+    assert "0003.txt" in told["problems"][0]
+    assert all(step["blocked"] for step in told["steps"])
+    assert "cat:images cannot run" in ben.sdbuild("why", "cat").out
     assert ben.read(POINTER) == pointer
     assert ben.read("dvc.lock") == lock
     assert ben.read(f"{CATS}/0003.txt") == b"of ben"
@@ -162,6 +165,34 @@ def test_captions_in_git_and_pictures_in_dvc(built: Work, tmp_path: Path) -> Non
     built.write(f"{CATS}/0001.txt", before)
     assert built.doit("cat:text").ran == {}
     assert "a purple zebra" not in captions(built)
+
+    (built.root / f"{CATS}/0003.png").unlink()
+    built.write(f"{CATS}/notes.txt", "of nobody's")
+    assert "cat:captions" in built.doit("cat:captions").ran, "DVC keeps the pictures, though git keeps files there"
+    assert built.read(POINTER) != pointer
+    built.git("checkout", "--quiet", "--", POINTER)
+    built.write(f"{CATS}/0003.txt", "not committed")
+    built.doit("cat:captions")
+    assert (built.root / f"{CATS}/0003.png").exists()
+    assert built.read(f"{CATS}/0003.txt") == b"not committed"
+    assert built.read(f"{CATS}/notes.txt") == b"of nobody's"
+
+    built.write("datasets/.dvcignore", "")
+    built.write(f"{CATS}/0002.txt", "both")
+    assert "git keeps 4 files of it too, such as datasets/cats/0000.txt" in built.doit("cat:captions", code=2).err
+
+
+def test_a_dataset_is_renamed(built: Work) -> None:
+    (built.root / CATS).rename(built.root / "datasets/my cats")
+    data = {"path": "datasets/my cats", "trigger": "sks", "holdout": 1}
+    built.recipe(datasets=[data])
+    plan = built.plan()
+    unsure = {name for name, step in plan.items() if step.get("perhaps")}
+    assert unsure == {"cat:text", "cat:train", "cat:samples"}
+    assert built.doit().ran == {"cat:images": 0, "cat:captions": 0, "cat:latents": 0}
+    built.write("datasets/my cats/0000.txt", "other words")
+    built.recipe(datasets=[data], train={"steps": 6})
+    assert not any(step.get("perhaps") for step in built.plan().values())
 
 
 def test_views_are_those_of_the_settings(built: Work) -> None:
