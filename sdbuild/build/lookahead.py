@@ -59,7 +59,7 @@ class Lookahead:
         if entry is None or verdict.wrong:
             return False
         if verdict.state == "pending":
-            makers = (ahead.producers.get(dep.path) for dep in step.deps if not ahead.is_foreseen(dep.path))
+            makers = (ahead.producers.get(dep.path) for dep in step.deps if not ahead.is_assumed(dep.path))
             return all(self._may_stay(maker) for maker in makers if maker is not None)
         before = recorded_parameters(entry, step)
         same = bool(verdict.reads) and verdict.reads == before.get("reads")

@@ -113,9 +113,9 @@ class Oracle:
         self._assumed[path] = digest
         self.reads.places[self.project.root / path] = place
 
-    def is_foreseen(self, path: str) -> bool:
-        """Whether an out is judged as it is foreseen."""
-        return path in self._foreseen
+    def is_assumed(self, path: str) -> bool:
+        """Whether an out is judged as if it held something else."""
+        return path in self._assumed
 
     def entry(self, step: Step) -> Entry | None:
         """What `dvc.lock` says of a step; a stage that only has its name is no record of it."""

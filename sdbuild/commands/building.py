@@ -85,7 +85,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 def _plan_row(step: Mapping[str, Any], told: Collection[str]) -> tuple[str, str, str, str]:
     items = step["items"]
     counts = f"{items['todo']} of {items['total']}" if items["total"] is not None else ""
-    reasons = ["what is wrong stands below" if reason in told else reason for reason in step["reasons"]]
+    reasons = ["the errors below" if reason in told else reason for reason in step["reasons"]]
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     action = "-" if step["action"] == "none" else "perhaps" if step.get("perhaps") else step["action"]
     if step.get("blocked"):

@@ -184,6 +184,8 @@ def dataset_folder(path: str, info: ValidationInfo) -> str:
         raise refuse(f"{path!r} is absolute; name a folder inside the project, relative to it")
     if any(ord(letter) < 32 for letter in path):
         raise refuse(f"{path!r} has a control character; rename the folder")
+    if "${" in path:
+        raise refuse(f"{path!r} has '${{', where DVC looks for a variable; rename the folder")
     folder = PurePosixPath(os.path.normpath(path))
     if folder.parts[:1] == ("..",):
         raise refuse(f"{path!r} is outside the project; move the pictures inside it")

@@ -335,7 +335,7 @@ def test_what_stands_where_something_else_should(built: Work) -> None:
     out.unlink()
     out.mkdir()
     assert built.plan()["cat:captions"]["action"] == "run"
-    assert built.doit("cat:captions").ran == {"cat:captions": 1}
+    assert "cat:captions" in built.doit("cat:captions").ran
     built.write("datasets/cats/0000.txt", "more words")
 
     shutil.rmtree(built.root / ".sdbuild")
