@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from sdbuild.commands import building, captions, compare, history, probe, remote
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError, UsageError, of_system
 from sdbuild.storage import terminal_text
+from sdbuild.storage.phrases import did_you_mean
 
 SUBJECTS = (building, probe, captions, compare, history, upkeep, remote)
 """To add commands: a module in `sdbuild.commands` with `add_to`, and its name here."""
@@ -76,6 +76,5 @@ def _unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str |
     if name is None or name in commands.choices:
         return None
     listed = [choice.dest for choice in commands._choices_actions]
-    near = difflib.get_close_matches(name, listed, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else f": there is {', '.join(listed)}"
+    hint = did_you_mean(name, listed) or f": there is {', '.join(listed)}"
     return f"{parser.format_usage()}sdbuild: error: no command {name}{hint}; `sdbuild --help` lists them"

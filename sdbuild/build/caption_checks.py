@@ -14,6 +14,7 @@ from sdbuild.errors import DataError, Problem
 from sdbuild.families import sources
 from sdbuild.families.tokens import TokenCounter, token_counter
 from sdbuild.plan.model import Base
+from sdbuild.storage.phrases import cut
 from sdbuild.storage.text_cleaning import says
 
 if TYPE_CHECKING:
@@ -56,10 +57,9 @@ class CaptionChecks:
         long = sorted(text for text, length in lengths.items() if length > counter.limit)
         if long:
             subject = "1 caption is" if len(long) == 1 else f"{len(long)} captions are"
-            shown = long[0] if len(long[0]) <= 60 else f"{long[0][:59]}…"
             yield (
                 f"{subject} longer than the {counter.limit} tokens that the text encoder takes; the rest is cut off, "
-                f"e.g. {lengths[long[0]]} tokens: {shown!r}"
+                f"e.g. {lengths[long[0]]} tokens: {cut(long[0])!r}"
             )
 
     def _lengths_of(self, base: Base, counter: TokenCounter, texts: Iterable[str]) -> dict[str, int]:

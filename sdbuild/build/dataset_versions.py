@@ -18,6 +18,7 @@ from sdbuild.build.statcache import Digest, StatCache
 from sdbuild.build.tracked import DataFile
 from sdbuild.errors import Problem, UsageError
 from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.phrases import first_few
 
 State = Literal["same", "edited", "outdated", "diverged"]
 """The version that the `.dvc` file names; that one with edits; an older version; an older one with edits."""
@@ -69,8 +70,7 @@ class Versions:
         edited = ""
         if old is not None:
             names = sorted(_differing(self._stat.listing(path), old))
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            edited = f" ({', '.join(names[:3])}{more})"
+            edited = f" ({first_few(names)})"
         of = f"version {base[:8]}" if base else "an older version"
         message = (
             f"the folder holds edits{edited} of {of}, and {path}.dvc now names version {(self.named(path) or '')[:8]}: "

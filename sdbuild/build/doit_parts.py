@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from doit.exceptions import InvalidCommand
 from doit.task import Task
 
 from sdbuild.errors import of_system
+from sdbuild.storage.phrases import did_you_mean
 
 _READ_ONLY = frozenset({"list", "info", "help", "clean", "ignore", "forget", "reset-dep", "dumpdb", "strace"})
 """doit's commands that build nothing."""
@@ -99,8 +99,7 @@ def unknown(root: Path, name: str, known: Collection[str]) -> str:
     folder = root / "build" / name
     if name and "/" not in name and not name.startswith(".") and folder.is_dir():
         return f"there is no recipe {name} any more; what it built is in build/{name}: delete that folder if you like"
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(name, known)
     return f"no recipe or step is called {name}{hint}; `doit list --all` shows them, `doit help` the commands"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from sdbuild.errors import DataError, Problem, RecipeError, UsageError
 from sdbuild.recipe.libraries import keys_missing
 from sdbuild.recipe.load import Loaded, choose, read_project
 from sdbuild.recipe.names import group_of
+from sdbuild.storage.phrases import did_you_mean
 
 _DOING: Mapping[Action, str] = {
     "none": "is fresh",
@@ -160,8 +160,7 @@ def explain(project: Project, name: str) -> list[str]:
             return [line for verdict in verdicts for line in _state(verdict)]
         if name not in engine.steps:
             same = [step.name for step in engine.steps.values() if f"{group_of(step.recipe)}:{step.kind}" == name]
-            near = difflib.get_close_matches(name, engine.steps, n=1) or same
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(name, engine.steps) or did_you_mean(name, same, cutoff=0)
             raise UsageError(f"no step {name}{hint}; `doit list --all` shows them")
         verdict = _verdicts(engine, engine.steps)[name]
         return list(_explained(verdict, engine))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import shutil
 import sqlite3
 import threading
@@ -38,11 +37,11 @@ from sdbuild.build.tracked import DataFile
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, RemoteError, StepError, UsageError, reason
 from sdbuild.plan.model import Step
+from sdbuild.storage.atomic import TEMPORARY
 from sdbuild.storage.regular_files import find_special
 
 Answer = TypeVar("Answer")
 
-_TEMPORARY = re.compile(r"\.[A-Za-z0-9_-]{22}\.tmp")
 """Names that DVC gives to files that are not whole."""
 
 
@@ -376,7 +375,7 @@ def _drop_torn(locks: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Remove temporary files that a killed checkout left among the outs; the repository's lock is held."""
     for path in folder.glob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name):
+        if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

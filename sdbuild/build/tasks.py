@@ -34,6 +34,7 @@ from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import wrong_name
 from sdbuild.storage import terminal_text
 from sdbuild.storage.atomic import remove
+from sdbuild.storage.phrases import first_few
 from sdbuild.storage.safe_paths import link_problem
 
 _INTERRUPTED = 130
@@ -306,9 +307,7 @@ def _clean(engine: Engine, steps: Iterable[Step], cleaned: set[str], dryrun: boo
             continue
         kept = keeper.foreign(step, out.path, saved=True)
         if kept:
-            more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
-            stays = f"{', '.join(kept[:3])}{more}"
-            engine.console.warn(f"{out.path} is left: DVC's cache does not have {stays}")
+            engine.console.warn(f"{out.path} is left: DVC's cache does not have {first_few(kept)}")
             continue
         engine.console.say(f"{'would remove' if dryrun else 'removing'} {out.path}")
         if dryrun:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +17,10 @@ from sdbuild.build.lockfile import LockFile
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
 from sdbuild.plan.model import Step
-from sdbuild.storage.atomic import write_atomic
+from sdbuild.storage.atomic import TEMPORARY, write_atomic
 from sdbuild.storage.backups import free_name, set_aside
 
 _KEPT = "kept"
-_TEMPORARY = re.compile(r"\.[A-Za-z0-9_-]{22}\.tmp")
 
 
 class UserFiles:
@@ -75,7 +73,7 @@ class UserFiles:
             return file.resolve().is_relative_to(self._cache.folder.resolve())
         if not stat.S_ISREG(status.st_mode):
             return False
-        if _TEMPORARY.fullmatch(file.name) or installed == _signature(status):
+        if TEMPORARY.fullmatch(file.name) or installed == _signature(status):
             return True
         if md5 is None:
             found = self._stat.digest(file.relative_to(self._project.root).as_posix())

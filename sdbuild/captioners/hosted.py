@@ -19,6 +19,7 @@ from typing import Any
 from sdbuild.captioners.contract import AskError, Reply
 from sdbuild.captioners.texts import clean
 from sdbuild.errors import StepError
+from sdbuild.storage.phrases import cut
 
 _BUSY = (429, 503, 529)
 _AGAIN = (408, 409, 425, *_BUSY)
@@ -74,7 +75,7 @@ class Secret:
         if self._value:
             shown = shown.replace(self._value, "***")
         shown = clean(shown[: 10 * _LONGEST])
-        return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+        return cut(shown, _LONGEST)
 
 
 def client_module(name: str) -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdbuild.build.project import find_project
 from sdbuild.console import Console
 from sdbuild.errors import DataError, Problem, UsageError
+from sdbuild.storage.phrases import did_you_mean
 
 if TYPE_CHECKING:
     from sdbuild.review.findings import Row
@@ -36,8 +36,7 @@ class _OrTable(argparse._SubParsersAction):  # type: ignore[type-arg]
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         first, known = values[0], self._name_parser_map
         if first not in known and any(not value.startswith("-") for value in values[1:]):
-            near = difflib.get_close_matches(first, known, n=1)
-            parser.error(f"no command {first}{f' (did you mean {near[0]}?)' if near else ''}; --help shows all")
+            parser.error(f"no command {first}{did_you_mean(first, known)}; --help shows all")
         super().__call__(parser, namespace, values if first in known else ["show", *values], option_string)
 
 

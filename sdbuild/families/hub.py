@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from sdbuild import families
 from sdbuild.errors import DataError
 from sdbuild.families.layout import INDEX, SUFFIXES, VARIANTS, WEIGHTS, lacking, read_layout
+from sdbuild.storage.phrases import did_you_mean
 
 T5 = ("text_encoder_3", "tokenizer_3")
 """Components that are not downloaded where a recipe leaves T5 out."""
@@ -41,8 +41,7 @@ def hint(model: str) -> str:
     except OSError:
         here = []
     known = list(dict.fromkeys([*here, *KNOWN]))
-    near = [] if model in known else difflib.get_close_matches(model, known, n=1, cutoff=0.7)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return "" if model in known else did_you_mean(model, known, cutoff=0.7)
 
 
 def snapshot(model: str, revision: str | None) -> Path | None:

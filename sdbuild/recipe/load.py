@@ -6,7 +6,6 @@ A recipe is a file `recipes/<name>.yaml`. What starts with `_` (`recipes/_common
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from sdbuild.recipe.mixed import mixed
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.names import group_of, wrong_name
 from sdbuild.recipe.path import FieldPath, dotted
+from sdbuild.storage.phrases import did_you_mean
 
 FOLDER = "recipes"
 
@@ -209,8 +209,9 @@ def choose(recipes: Sequence[Recipe], names: Iterable[str]) -> list[Recipe]:
         found = {recipe.name: recipe for recipe in recipes if name in (recipe.name, recipe.group)}
         if not found:
             known = {*(recipe.name for recipe in recipes), *(recipe.group for recipe in recipes)}
-            near = difflib.get_close_matches(name, sorted(known), n=1) or sorted(k for k in known if k.startswith(name))
-            raise UsageError(f"no recipe {name}{f' (did you mean {near[0]}?)' if near else ''} in recipes/")
+            longer = [each for each in known if each.startswith(name)]
+            hint = did_you_mean(name, known) or did_you_mean(name, longer, cutoff=0)
+            raise UsageError(f"no recipe {name}{hint} in recipes/")
         chosen.update(found)
     return list(chosen.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -14,6 +13,7 @@ from sdbuild.recipe.document import scalar
 from sdbuild.recipe.models import Recipe
 from sdbuild.recipe.path import FieldPath
 from sdbuild.recipe.spec import REFUSED, descriptions
+from sdbuild.storage.phrases import did_you_mean
 
 _KINDS = {
     "string_type": "text",
@@ -61,8 +61,7 @@ def explain(error: ValidationError, *, partial: bool = False) -> Iterator[tuple[
 def suggest(word: str, known: Iterable[str]) -> str:
     """The nearest match in brackets, or else all there are."""
     names = list(known)
-    near = difflib.get_close_matches(word.lower(), names, n=1)
-    return f" (did you mean {near[0]}?)" if near else f"; choose from {', '.join(names)}"
+    return did_you_mean(word.lower(), names) or f"; choose from {', '.join(names)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

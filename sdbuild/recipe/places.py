@@ -16,6 +16,7 @@ from pydantic import ValidationInfo
 from sdbuild.recipe.names import group_of
 from sdbuild.recipe.path import names_in
 from sdbuild.recipe.spec import refuse
+from sdbuild.storage.phrases import did_you_mean
 
 BASES = Path(__file__).parent.parent / "bases"
 """Folder of the bases that ship with sdbuild, each in a folder of its name."""
@@ -146,8 +147,7 @@ def other_recipe(name: str, info: ValidationInfo) -> str:
     if info.context is not None:
         known = _recipes(info.context["project"])
         if group_of(name) not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise refuse(f"there is no recipe {name!r}{f' (did you mean {near[0]}?)' if near else ''}")
+            raise refuse(f"there is no recipe {name!r}{did_you_mean(name, known)}")
     return name
 
 

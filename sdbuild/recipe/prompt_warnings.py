@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from sdbuild.storage.phrases import cut
 from sdbuild.storage.text_cleaning import plain, says
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def prompt_warnings(recipe: Recipe) -> Iterator[str]:
         return
     named = [(f"sample.prompts[{index}]", prompt) for index, prompt in enumerate(recipe.sample.prompts)]
     for field, prompt in [*named, ("sample.negative", recipe.sample.negative)]:
-        yield from (f"{field} {_short(prompt)!r}: {what}" for what in foreign(prompt))
+        yield from (f"{field} {cut(prompt)!r}: {what}" for what in foreign(prompt))
     yield from _brackets(recipe, recipe.sample.prompts)
     prompts = [plain(prompt) for prompt in recipe.sample.prompts]
     missed = [word for word in recipe.method.words if not any(says(prompt, word) for prompt in prompts)]
@@ -71,7 +72,7 @@ def foreign(prompt: str) -> Iterator[str]:
     for pattern, remedy in _SYNTAX:
         match = pattern.search(told)
         if match is not None:
-            yield f"{_short(match[0])} is read as plain words; {remedy}"
+            yield f"{cut(match[0])} is read as plain words; {remedy}"
             told = pattern.sub(" ", told)
     if any(character.islower() for character in prompt):
         for word, remedy in _WORDS.items():
@@ -84,7 +85,3 @@ def _brackets(recipe: Recipe, prompts: Sequence[str]) -> Iterator[str]:
         if re.search(r"[()\[\]]", dataset.trigger) and any(dataset.trigger in prompt for prompt in prompts):
             named = f"datasets[{index}].trigger {dataset.trigger!r}"
             yield f"{named} has brackets, which sample.prompts read as weights; put a backslash before them there"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:59]}…"

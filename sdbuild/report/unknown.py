@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import NoReturn
 
 from sdbuild.errors import UsageError
+from sdbuild.storage.phrases import did_you_mean
 
 
 def refuse_unknown(recipe: str, known: Iterable[str], where: str) -> NoReturn:
@@ -16,6 +16,5 @@ def refuse_unknown(recipe: str, known: Iterable[str], where: str) -> NoReturn:
         UsageError: always; the message has the nearest name.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(recipe, names, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else f"; there are {', '.join(names)}" if names else ""
+    hint = did_you_mean(recipe, names) or (f"; there are {', '.join(names)}" if names else "")
     raise UsageError(f"no recipe {recipe} {where}{hint}")

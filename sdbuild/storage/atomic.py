@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\.[A-Za-z0-9_-]{22}\.tmp")
+"""Temporary names, as `beside` makes them and DVC does."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

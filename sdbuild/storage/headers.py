@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from sdbuild.errors import DataError, Problem
+from sdbuild.storage.phrases import cut
 
 MOST = 100_000_000
 """Bytes that a header may have; the format's own limit."""
@@ -195,7 +196,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        _damaged(f"its header names {_name(next(key for key in keys if keys.count(key) > 1))} twice")
+        _damaged(f"its header names {cut(next(key for key in keys if keys.count(key) > 1), _SHOWN)} twice")
     return found
 
 
@@ -223,12 +224,8 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _name(name: str) -> str:
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
-
-
 def _wrong(name: str, reason: str) -> NoReturn:
-    _damaged(f"{_name(name)} {reason}")
+    _damaged(f"{cut(name, _SHOWN)} {reason}")
 
 
 def _damaged(reason: str) -> NoReturn:

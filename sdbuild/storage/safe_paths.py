@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from sdbuild.storage.phrases import cut
 from sdbuild.storage.regular_files import read_regular
 
 MOST_BYTES = 128 << 20
@@ -224,5 +225,4 @@ def _plain(name: str) -> str:
 
 def _shown(value: object) -> str:
     """A value in one line of plain letters."""
-    text = ascii(value)
-    return text if len(text) <= 120 else f"{text[:117]}…"
+    return cut(ascii(value), 120)

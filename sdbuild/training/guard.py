@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sdbuild.errors import StepError
+from sdbuild.storage.phrases import first_few
 from sdbuild.training.examples import Batches
 from sdbuild.training.objective import Objective
 
@@ -127,4 +128,4 @@ def _mean(losses: Sequence[float]) -> float:
 
 def _listed(names: Sequence[str]) -> str:
     unique = list(dict.fromkeys(names))
-    return ", ".join(unique[:3]) + (f" and {len(unique) - 3} more" if len(unique) > 3 else "")
+    return first_few(unique)
