@@ -209,7 +209,7 @@ def choose(recipes: Sequence[Recipe], names: Iterable[str]) -> list[Recipe]:
         found = {recipe.name: recipe for recipe in recipes if name in (recipe.name, recipe.group)}
         if not found:
             known = {*(recipe.name for recipe in recipes), *(recipe.group for recipe in recipes)}
-            longer = [each for each in known if each.startswith(name)]
+            longer = sorted(each for each in known if each.startswith(name))[:1]
             hint = did_you_mean(name, known) or did_you_mean(name, longer, cutoff=0)
             raise UsageError(f"no recipe {name}{hint} in recipes/")
         chosen.update(found)
