@@ -197,8 +197,8 @@ class Remote:
 
     def _present(self, md5s: Collection[str], signs: _Signs) -> set[str]:
         remote = self._remote.odb
-        found: set[str] = set(remote.oids_exist(set(md5s), progress=lambda *_: signs.live()))
-        return {md5 for md5 in found if self._is_content(remote.oid_to_path(md5))}
+        md5s = {md5 for md5 in md5s if self._is_content(remote.oid_to_path(md5))}  # others DVC would try to read
+        return set(remote.oids_exist(md5s, progress=lambda *_: signs.live()))
 
     def _is_content(self, path: str) -> bool:
         """Whether it can be read to its end: a pipe or a device in a folder that others write to cannot."""

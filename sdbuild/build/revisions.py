@@ -12,6 +12,10 @@ from typing import Self
 
 from sdbuild.errors import UsageError
 
+MOST = 128 << 20
+"""Bytes of a file that is read; records and lists have some million at most."""
+_LONGEST = 300
+"""Letters of an author and of a subject that are told."""
 _FIELDS = "%x1f".join(("%H", "%h", "%P", "%aI", "%an", "%s"))
 
 
@@ -95,6 +99,12 @@ class Revisions:
 
     def blob(self, name: str) -> bytes | None:
         """A file of git's by any name that it has; None where git does not have it."""
+        try:
+            question = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return None
+        if b"\n" in question:  # which would be two questions
+            return None
         if self._reader is None:
             self._reader = subprocess.Popen(
                 ["git", "cat-file", "--batch"],
@@ -105,29 +115,50 @@ class Revisions:
             )
         assert self._reader.stdin is not None
         assert self._reader.stdout is not None
-        self._reader.stdin.write(f"{name}\n".encode())
+        self._reader.stdin.write(question + b"\n")
         self._reader.stdin.flush()
         words = self._reader.stdout.readline().split()
         if len(words) != 3 or words[1] not in (b"blob", b"tree", b"commit", b"tag"):
             return None  # "… missing", or an end of the process
-        content = self._reader.stdout.read(int(words[2]))
+        size = int(words[2])
+        if size > MOST:
+            while size:
+                size -= len(self._reader.stdout.read(min(size, 1 << 20))) or size
+            self._reader.stdout.read(1)
+            return None
+        content = self._reader.stdout.read(size)
         self._reader.stdout.read(1)
         return content if words[1] == b"blob" else None
 
     def _log(self, *arguments: str) -> Iterator[Commit]:
-        found = self._git(
+        done = self._run(
             "-c", "log.showSignature=false", "log", "-z", "--encoding=UTF-8", f"--format={_FIELDS}", *arguments
         )
-        for row in filter(None, (found or "").split("\0")):
+        if done.returncode:
+            said = next(iter(done.stderr.decode("utf-8", "replace").splitlines()), "")
+            raise UsageError(f"git cannot read the history ({_cut(said)}); `git fsck` tells more")
+        for row in filter(None, done.stdout.decode("utf-8", "replace").split("\0")):
             id, short, parents, date, author, subject = row.split("\x1f", 5)
             yield Commit(
-                id=id, short=short, parents=tuple(parents.split()), date=date, author=author, subject=subject.strip()
+                id=id,
+                short=short,
+                parents=tuple(parents.split()),
+                date=date,
+                author=_cut(author),
+                subject=_cut(subject.strip()),
             )
 
     def _git(self, *arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=self._root, capture_output=True, check=False)
-        except FileNotFoundError:
-            raise UsageError("git is not installed; sdbuild keeps recipes and records in it") from None
+        done = self._run(*arguments)
         self._refusal = done.stderr.decode("utf-8", "replace")
         return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return subprocess.run(["git", *arguments], cwd=self._root, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise UsageError("git is not installed; sdbuild keeps recipes and records in it") from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

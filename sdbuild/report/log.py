@@ -35,8 +35,7 @@ class Built:
         recipe = self.difference.recipe
         if self.commit is None:
             return "-", "", "", recipe, ("not committed", *lines)
-        date = datetime.datetime.fromisoformat(self.commit.date).strftime("%Y-%m-%d %H:%M")
-        return self.commit.short, date, self.commit.author, recipe, (self.commit.subject, *lines)
+        return self.commit.short, _when(self.commit.date), self.commit.author, recipe, (self.commit.subject, *lines)
 
     def to_json(self) -> dict[str, Any]:
         """For programs; `commit`, `date`, `author` and `subject` are null for what is not committed."""
@@ -49,6 +48,14 @@ class Built:
             "changes": self.difference.to_json(),
             "metrics": self.difference.figures,
         }
+
+
+def _when(date: str) -> str:
+    """A commit's date to the minute, as it is where it is none that calendars have."""
+    try:
+        return datetime.datetime.fromisoformat(date).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return date[:16]
 
 
 def log(project: Project, recipe: str | None, number: int | None, console: Console | None) -> list[Built]:

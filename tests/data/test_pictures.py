@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from sdbuild.data.examine import examine
 from sdbuild.data.pictures import decode, fit, open_picture, pixel_digest
 from sdbuild.data.pixelcache import PixelCache
 from sdbuild.errors import DataError
-from tests.data.files import animated, bomb, encoded, pattern, write
+from tests.data.files import animated, bomb, chunk, encoded, pattern, write
 
 
 def opened(data: bytes, background: str = "white") -> Image.Image:
@@ -168,6 +170,13 @@ def test_damaged_bytes_never_escape_as_other_errors() -> None:
                 data[place] = random.integers(0, 256)
             with contextlib.suppress(DataError):
                 opened(bytes(data))
+
+
+def test_a_palette_that_is_missing() -> None:
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0))
+    data += chunk(b"IDAT", zlib.compress(bytes(9 * 8))) + chunk(b"IEND", b"")
+    with pytest.raises(DataError, match=r"a\.png: is damaged"):
+        decode(data, background="white", name="a.png")
 
 
 def test_text_is_not_a_picture() -> None:

@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from sdbuild.build.project import Project
+from sdbuild.build.revisions import Revisions
+from sdbuild.errors import UsageError
+from sdbuild.report.log import _when, log
 from tests.conftest import Work, environment
 from tests.report.conftest import CATS
 
@@ -170,3 +176,44 @@ def test_history_is_light(told: Work) -> None:
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout + done.stderr
+
+
+def commit_as(work: Work, author: str, subject: str = "Odd") -> str:
+    """Commit the tree of HEAD's parent as git itself would not; its id."""
+    tree, parent = work.git("rev-parse", "HEAD~1^{tree}", "HEAD").out.split()
+    content = f"tree {tree}\nparent {parent}\n{author}committer A <a> 1 +0000\n\n{subject}".encode()
+    made = subprocess.run(
+        ["git", "hash-object", "-t", "commit", "-w", "--stdin", "--literally"],
+        cwd=work.root,
+        input=content,
+        capture_output=True,
+        check=True,
+    )
+    return made.stdout.decode().strip()
+
+
+def test_commits_that_git_would_not_make(told: Work) -> None:
+    """Who writes commits by hand chooses authors and dates freely."""
+    head = told.git("rev-parse", "HEAD").out.strip()
+    for author in (
+        "author A <a> 999999999999 +0000\n",
+        "author A <a> 99999999999999999999999 +0000\n",
+        "author A <a> 1 +9999\n",
+        "author A\x1f\x1e <a\x1b> 1 +0000\n",
+        f"author {'A' * 300_000} <a> 1 +0000\n",
+        "author\n",
+        "",
+    ):
+        told.git("update-ref", "refs/heads/main", commit_as(told, author, "s" * 300_000))
+        rows = [built.row() for built in log(Project(told.root), None, 9, None)]
+        assert len(rows) == 4, author
+        assert all(len(text) < 400 for row in rows for text in row)
+        told.git("update-ref", "refs/heads/main", head)
+    assert _when("33658-09-27T01:46:39Z") == "33658-09-27T01:4"
+    with Revisions(told.root) as revisions:
+        unread = commit_as(told, "author A <a> 1 -99999999\n")
+        with pytest.raises(UsageError, match=r"git cannot read the history \(fatal: Timestamp before Unix epoch"):
+            revisions.resolve(unread)
+        for name in ("HEAD:dvc.lock\nHEAD:dvc.lock", "HEAD:\ud800", "HEAD:x\0"):
+            assert revisions.blob(name) is None
+        assert (revisions.blob("HEAD:dvc.lock") or b"").startswith(b"schema")
