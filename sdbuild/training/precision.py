@@ -62,6 +62,9 @@ def _nf4(layer: nn.Linear, compute: torch.dtype) -> nn.Linear:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     held: nn.Linear = Linear4bit(*_shape(layer), compute_dtype=compute, quant_type="nf4", device="meta")
+    # On processors with AVX512-BF16 the first validation would pack the weights in another order and round their
+    # scales: the training would go on with another base, and layers narrower than 64 end in an error.
+    held.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     held.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     # Processors with AVX512-BF16 would rewrite the weights at the first look without a gradient, for good: then there
     # are no gradients any more, what is read of the weights is wrong, and widths other than multiples of 64 fail.
