@@ -42,6 +42,7 @@ AT_IMPORT = (
 )
 """Beginnings of variables that are read when a module is loaded: a fork cannot have others than its server."""
 COMMANDS = ("doit", "sdbuild", "dvc")
+REPOSITORY = str(Path(__file__).parents[1])
 
 _folder: Path | None = None
 _servers: list[subprocess.Popen[bytes]] = []
@@ -112,6 +113,18 @@ class Fork:
             os.kill(self.pid, number)
 
 
+def reached(env: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment from which a real process reaches the servers, if it calls `fork_workers`."""
+    address = _server("commands", env)
+    return dict(env) if address is None else {**env, ADDRESS: str(address.parent)}
+
+
+def fork_workers() -> None:
+    """Have the builds of this process start their workers as forks."""
+    workers = importlib.import_module("sdbuild.build.workers").Workers
+    workers._start = _start_worker(workers._start)
+
+
 def _start_worker(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return what starts a worker of a build as a fork, or in the `original` way if there is no server for it."""
 
@@ -158,7 +171,10 @@ def _server(kind: str, env: Mapping[str, str]) -> Path | None:
 
 
 def _at_import(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(AT_IMPORT)}
+    """Return the variables that modules read, without the repository's own place, which all servers know."""
+    found = {name: value for name, value in env.items() if name.startswith(AT_IMPORT)}
+    places = found.pop("PYTHONPATH", "").split(os.pathsep)
+    return {**found, "PYTHONPATH": os.pathsep.join(place for place in places if place != REPOSITORY)}
 
 
 def _started(env: Mapping[str, str]) -> Path:
@@ -171,7 +187,7 @@ def _started(env: Mapping[str, str]) -> Path:
     _folder = Path(tempfile.mkdtemp(prefix="sdbuild-warm-"))
     for kind, own in (("commands", env), ("workers", step_environment(env))):
         (_folder / f"{kind}.json").write_text(json.dumps(_at_import(own)))
-        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        paths = os.pathsep.join(filter(None, [REPOSITORY, os.environ.get("PYTHONPATH")]))
         _servers.append(
             subprocess.Popen(
                 [sys.executable, "-m", "tests.warm", str(_folder / kind)],
@@ -325,8 +341,7 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    workers = importlib.import_module("sdbuild.build.workers").Workers
-    workers._start = _start_worker(workers._start)
+    fork_workers()
     name, *rest = arguments
     if name == "doit":
         from doit.doit_cmd import DoitMain

@@ -21,12 +21,13 @@ from sdbuild.build.engine import Engine
 from sdbuild.build.lockfile import LockFile
 from sdbuild.build.oracle import Verdict
 from sdbuild.build.workers import Workers
+from tests import warm
 from tests.build.test_kill import workers
 from tests.conftest import BIN, DODO, Work, environment
 
 REPOSITORY = Path(__file__).parents[2]
 PIPE = ".sdbuild-phases"
-TELLING = f"{DODO}\n\nfrom tests.build.killing import tell_phases\n\ntell_phases(PROJECT / {PIPE!r})\n"
+TELLING = f"{DODO}\n\nfrom tests.build.killing import tell_phases\n\ntell_phases(PROJECT.with_name(PROJECT.name + {PIPE!r}))\n"
 """A `dodo.py` whose builds tell their phases."""
 
 Whom = Literal["all", "doit", "worker"]
@@ -35,6 +36,7 @@ VICTIMS: tuple[Whom, ...] = ("all", "doit", "worker")
 
 def tell_phases(pipe: Path) -> None:
     """Have this process write its phases to a pipe that somebody reads, each with the system's clock."""
+    warm.fork_workers()
     try:
         channel = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:  # nobody does
@@ -92,7 +94,7 @@ class Build:
     @classmethod
     def start(cls, work: Work) -> Build:
         """Begin to build in a session of its own."""
-        pipe, output = work.root / PIPE, work.root / f"{PIPE}.log"
+        pipe, output = (work.root.with_name(f"{work.root.name}{PIPE}{end}") for end in ("", ".log"))
         if not pipe.exists():
             os.mkfifo(pipe)
         channel = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -102,7 +104,7 @@ class Build:
             process = subprocess.Popen(
                 [str(BIN / "doit")],
                 cwd=work.root,
-                env=environment({"PYTHONPATH": paths}),
+                env=warm.reached(environment({"PYTHONPATH": paths})),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
