@@ -22,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 ADDRESS = "SDBUILD_TESTS_SERVERS"
@@ -120,41 +121,39 @@ def reached(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def fork_workers() -> None:
-    """Have the builds of this process start their workers as forks."""
-    workers = importlib.import_module("sdbuild.build.workers").Workers
-    workers._start = _start_worker(workers._start)
+    """Have this process start workers of builds, and what looks at networks for `check`, as forks."""
+    stand_in = SimpleNamespace(**{**vars(subprocess), "Popen": _worker, "run": _prober})
+    for name in ("workers", "probing"):
+        vars(importlib.import_module(f"sdbuild.build.{name}"))["subprocess"] = stand_in
 
 
-def _start_worker(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what starts a worker of a build as a fork, or in the `original` way if there is no server for it."""
+def _worker(command: Sequence[str], **options: Any) -> Any:
+    """Stand in for `subprocess.Popen` where a build starts a worker."""
+    address = _server("workers", options["env"])
+    if address is None:
+        return subprocess.Popen(command, **options)
+    (child_in, stdin), (stdout, child_out) = os.pipe(), os.pipe()
+    files = [child_in, child_out, options["stderr"].fileno()]
+    fork = Fork(address, ["sdbuild", *command[3:]], options["cwd"], options["env"], files, session=True)
+    os.close(child_in)
+    os.close(child_out)
+    fork.stdin = os.fdopen(stdin, "w", encoding="utf-8")
+    fork.stdout = os.fdopen(stdout, "r", encoding="utf-8")
+    return fork
 
-    def start(self: Any) -> Any:
-        asked: dict[str, Any] = {}
-        real = subprocess.Popen
 
-        def popen(command: Sequence[str], **options: Any) -> Any:
-            address = _server("workers", options["env"])
-            if address is None:
-                return real(command, **options)
-            asked["fork"] = True
-            (child_in, stdin), (stdout, child_out) = os.pipe(), os.pipe()
-            files = [child_in, child_out, options["stderr"].fileno()]
-            fork = Fork(address, ["sdbuild", *command[3:]], options["cwd"], options["env"], files, session=True)
-            os.close(child_in)
-            os.close(child_out)
-            fork.stdin = os.fdopen(stdin, "w", encoding="utf-8")
-            fork.stdout = os.fdopen(stdout, "r", encoding="utf-8")
-            return fork
-
-        workers = importlib.import_module("sdbuild.build.workers")
-        stand_in = type("subprocess", (), {**vars(subprocess), "Popen": staticmethod(popen)})
-        workers.subprocess = stand_in  # type: ignore[attr-defined]
-        try:
-            return original(self)
-        finally:
-            workers.subprocess = subprocess  # type: ignore[attr-defined]
-
-    return start
+def _prober(command: Sequence[str], **options: Any) -> Any:
+    """Stand in for `subprocess.run` where networks are looked at."""
+    address = _server("workers", options["env"])
+    if address is None:
+        return subprocess.run(command, **options)
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
+        asked.write(options["input"].encode())
+        asked.seek(0)
+        files = [asked.fileno(), answered.fileno(), options["stderr"].fileno()]
+        code = Fork(address, ["sdbuild", *command[3:]], options["cwd"], options["env"], files).wait()
+        answered.seek(0)
+        return subprocess.CompletedProcess(command, code, answered.read().decode())
 
 
 def _server(kind: str, env: Mapping[str, str]) -> Path | None:

@@ -75,6 +75,10 @@ def find_project(start: Path | None = None) -> Project:
     raise UsageError(f"{here} is not in an sdbuild project; `sdbuild init` makes one")
 
 
+READ_AT_ONCE = {"dvc.yaml", "dvc.lock", ".dvcignore", ".gitignore", ".gitattributes"}
+"""Files beside the recipes that sdbuild, DVC and git open without being asked to."""
+
+
 def check_whole(project: Project) -> None:
     """Make sure that git and DVC are set up, and that no pipe lies where a file is expected: it would be waited for.
 
@@ -109,7 +113,8 @@ def check_links(project: Project) -> None:
 
 
 def _special(root: Path) -> Iterator[tuple[Path, str]]:
-    beside = ((root / name, special_at(root / name)) for name in os.listdir(root))
+    read = (name for name in os.listdir(root) if name in READ_AT_ONCE or name.endswith(".dvc"))
+    beside = ((root / name, special_at(root / name)) for name in read)
     yield from ((path, kind) for path, kind in beside if kind is not None)
     yield from find_special(root / ".dvc", (root / ".dvc" / "cache",))
     for name in ("build", ".sdbuild"):

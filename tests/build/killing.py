@@ -27,7 +27,12 @@ from tests.conftest import BIN, DODO, Work, environment
 
 REPOSITORY = Path(__file__).parents[2]
 PIPE = ".sdbuild-phases"
-TELLING = f"{DODO}\n\nfrom tests.build.killing import tell_phases\n\ntell_phases(PROJECT.with_name(PROJECT.name + {PIPE!r}))\n"
+TELLING = f"""{DODO}
+
+from tests.build.killing import tell_phases
+
+tell_phases(PROJECT.with_name(PROJECT.name + {PIPE!r}))
+"""
 """A `dodo.py` whose builds tell their phases."""
 
 Whom = Literal["all", "doit", "worker"]
