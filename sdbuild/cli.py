@@ -6,7 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sdbuild import __version__
+from sdbuild import (
+    __version__,
+    early,  # noqa: F401  before what takes long to load
+)
 from sdbuild.commands import building, captions, compare, history, probe, remote, upkeep
 from sdbuild.console import Console
 from sdbuild.errors import InputError, SdbuildError, UsageError, of_system

@@ -121,6 +121,8 @@ def _versions(project: Project, recipes: Sequence[Recipe], console: Console) -> 
             state = versions.state(path)
             if state == "diverged":
                 yield versions.problem(path)
+            elif problem := versions.part_problem(path):
+                yield problem
             elif words := versions.warning(path, state):
                 console.warn(words)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Literal
 
 from sdbuild.build.cache import LocalCache
@@ -37,6 +38,23 @@ class Versions:
         """MD5 of the version that the `.dvc` file of a dataset names; None where there is none that is plain."""
         file = DataFile.read(self._project, f"{path}.dvc")
         return file.md5s[0] if file and file.plain and len(file.md5s) == 1 else None
+
+    def keeper(self, path: str) -> str:
+        """The folder whose `.dvc` file keeps a dataset: itself, or one above it that DVC keeps as a whole."""
+        folder = PurePosixPath(path)
+        above = (each.as_posix() for each in (folder, *folder.parents) if each.name)
+        return next((each for each in above if (self._project.root / f"{each}.dvc").is_file()), path)
+
+    def part_problem(self, path: str) -> Problem | None:
+        """Why a dataset cannot be used of which the folder is kept as a part of another."""
+        keeper = self.keeper(path)
+        if keeper == path:
+            return None
+        if not (self._project.root / path).exists():
+            message = f"is not here; {keeper}.dvc keeps it with all of {keeper}: `dvc pull {keeper}.dvc` brings that"
+            return Problem(file=path, message=message)
+        words = self.warning(keeper, self.state(keeper))
+        return Problem(message=words) if words else None
 
     def state(self, path: str) -> State:
         """Compare a dataset on disk with its `.dvc` file; one that is not tracked, or not there, is the same."""

@@ -39,7 +39,12 @@ class Datasets:
         """Save the version of a tracked dataset that a step was built from; never over one that others made since."""
         versions = self._oracle.versions
         for path, digest in verdict.deps.items():
-            named = versions.named(path) if path not in self._oracle.producers else None
-            if named is not None and named != digest.md5 and versions.state(path) == "edited":
-                self._history().save_data(path)
-                versions.note(path, versions.named(path) or digest.md5)
+            if path in self._oracle.producers:
+                continue
+            keeper = versions.keeper(path)
+            named = versions.named(keeper)
+            if named is None or named == digest.md5 or versions.state(keeper) != "edited":
+                continue
+            self._history().save_data(keeper)
+            if (named := versions.named(keeper)) is not None:
+                versions.note(keeper, named)

@@ -201,6 +201,8 @@ class Oracle:
         state = self.versions.state(path)
         if state == "diverged":
             raise DataError([self.versions.problem(path)])
+        if problem := self.versions.part_problem(path):
+            raise DataError([problem])
         return (None if state == "outdated" else self.stat.digest(path)) or self.tracked(path)
 
     def outdated(self, steps: Iterable[Step]) -> list[str]:

@@ -20,6 +20,7 @@ from doit.action import BaseAction
 from doit.exceptions import TaskError, TaskFailed
 from doit.reporter import ConsoleReporter
 
+from sdbuild import early  # noqa: F401  before what takes long to load
 from sdbuild.build.bases import in_recipe
 from sdbuild.build.doit_parts import Codec, QuietTask, database, end_quietly, name_the_unknown
 from sdbuild.build.engine import Engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -180,6 +181,31 @@ def test_captions_in_git_and_pictures_in_dvc(built: Work, tmp_path: Path) -> Non
     built.write("datasets/.dvcignore", "")
     built.write(f"{CATS}/0002.txt", "both")
     assert "git keeps 4 files of it too, such as datasets/cats/0000.txt" in built.doit("cat:captions", code=2).err
+
+
+def test_datasets_that_dvc_keeps_together(built: Work, tmp_path: Path) -> None:
+    """A build saves what it was built from, and an older version is no edit, there too."""
+    built.git("rm", "-r", "--quiet", "--cached", CATS)
+    built.dvc("add", "--quiet", "datasets")
+    built.git("add", ".")
+    built.git("commit", "--quiet", "-m", "All datasets")
+    before = built.read("datasets.dvc")
+    built.write(f"{CATS}/0000.txt", "other words")
+    assert "cat:captions" in built.doit("cat:captions").ran
+    assert built.read("datasets.dvc") != before
+    assert "datasets.dvc" not in built.dvc("status").out
+    built.git("commit", "--quiet", "-a", "-m", "Other words")
+
+    built.git("checkout", "--quiet", "HEAD~1")
+    for told in (built.sdbuild("plan", code=2).err, built.sdbuild("check", code=2).err, built.doit(code=2).err):
+        assert "datasets holds an older version than datasets.dvc names" in told
+    assert built.read(f"{CATS}/0000.txt") == b"other words"
+    assert built.read("datasets.dvc") == before
+    built.dvc("checkout", "--quiet", "datasets.dvc")
+    assert built.doit("cat:captions").ran == {}
+
+    shutil.rmtree(built.root / "datasets")
+    assert "`dvc pull datasets.dvc` brings that" in built.doit(code=2).err
 
 
 def test_a_dataset_is_renamed(built: Work) -> None:

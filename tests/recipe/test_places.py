@@ -24,6 +24,7 @@ from tests.recipe.helpers import BASE, DATA, GOOD, complaints, put, write
         ("datasets/file", "'datasets/file' is a file; name the folder of the pictures"),
         ("datasets/cta", "folder 'datasets/cta' does not exist (did you mean datasets/cat?)"),
         ("pictures", "folder 'pictures' does not exist; put pictures there, or run dvc pull if a teammate tracks it"),
+        ("datasets/${x}", "'datasets/${x}' has '${', where DVC looks for a variable; rename the folder"),
         ("a\\tb", "'a\\\\tb' has a backslash"),
     ],
 )
