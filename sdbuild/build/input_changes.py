@@ -58,7 +58,7 @@ class Inputs:
         words = _words(step, changed)
         if isinstance(error, InputError):
             return DataError([Problem(message=words), *error.problems])
-        return StepError(f"{words}\n{error}")
+        return StepError(words, *str(error).split("\n"))
 
     def _changed(self, before: Verdict, reads: Mapping[str, Mapping[str, str]]) -> list[str]:
         """Look at the inputs again: as they would be built now, and as they lie there, for anybody may edit outs."""

@@ -44,6 +44,12 @@ _RULES = (
 )
 
 
+DEEPEST = 100
+"""Levels of lists and mappings in each other that are read."""
+_DEEP = re.compile(rf"^[ \t?:-]{{{DEEPEST // 2}}}", re.MULTILINE)
+"""What a line begins with that may be so many levels deep without brackets."""
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
@@ -70,8 +76,28 @@ _Dumper.add_representer(float, _represent_float)
 
 
 def load_yaml(text: str) -> Any:
-    """Parse YAML with YAML 1.2 scalars."""
+    """Parse YAML with YAML 1.2 scalars.
+
+    Raises:
+        yaml.YAMLError: it is none, or nested as deeply as no file of DVC's is.
+    """
+    if (_DEEP.search(text) or text.count("[") + text.count("{") > DEEPEST) and _depth(text) > DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep")
     return yaml.load(text, Loader=_Loader)
+
+
+def _depth(text: str) -> int:
+    """Levels of lists and mappings, by the parser's events: libyaml's loader would crash of too many."""
+    depth = deepest = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > DEEPEST:
+                break
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return deepest
 
 
 def dump_yaml(content: Any) -> str:

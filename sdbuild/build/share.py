@@ -68,7 +68,7 @@ def push(project: Project, console: Console) -> None:
     for warning in _unsaved(project, state):
         console.warn(warning)
     if lost:
-        raise RemoteError(_lost(lost, remote.name))
+        raise RemoteError(*_lost(lost, remote.name))
 
 
 def pull(project: Project, console: Console) -> None:
@@ -178,15 +178,13 @@ def _planned(project: Project) -> Collection[str]:
     return stages if isinstance(stages, dict) else ()
 
 
-def _lost(paths: Iterable[str], remote: str) -> str:
+def _lost(paths: Iterable[str], remote: str) -> Iterator[str]:
     """What was not pushed, and how it can be."""
     shown = sorted(set(paths))
-    return "\n".join(
-        [
-            f"not pushed, since neither this cache nor {remote} has it: {', '.join(shown)}",
-            "`dvc commit --force` saves the copies in this folder to the cache again; otherwise "
-            "push from a clone that has them, or build them anew (`doit -a`)",
-        ]
+    yield f"not pushed, since neither this cache nor {remote} has it: {', '.join(shown)}"
+    yield (
+        "`dvc commit --force` saves the copies in this folder to the cache again; otherwise "
+        "push from a clone that has them, or build them anew (`doit -a`)"
     )
 
 

@@ -392,6 +392,7 @@ def test_entries_of_the_run_cache_that_are_none(world: World) -> None:
     changes += [{"deps": [{"path": "../x", "md5": "0" * 32}]}, {"cmd": None}, {"cmd": ["a"]}, {"params": ["a"]}]
     texts = [json.dumps({**entry, **change}).encode() for change in changes]
     texts += [good + bomb, good + b" " * MOST_OF_RUN, b"[" * 5000, b"\xff", b"", b"a: [", b"!!python/object:os.x {}"]
+    texts += [b"cmd: " + deep * 50_000 for deep in (b"[", b"{a: ", b"\n- ", b"- ", b"? ")]
     for text in texts:
         with pytest.raises(ValueError, match=r"\w"):
             parse_run(text)
@@ -466,6 +467,11 @@ def test_pipes_and_devices_in_a_store_are_not_read(world: World) -> None:
     assert "build/cat/images.jsonl" in result.text
     assert "build/cat/latents" in result.text
     assert (world.work.root / "build/cat/adapter/cat.safetensors").is_file()
+    result = world.run("sdbuild", "push")
+    assert result.code == 1
+    first_line, second_line = result.err.splitlines()
+    assert first_line.startswith("not pushed, since neither this cache nor store has it: build/cat/images.jsonl")
+    assert second_line.startswith("`dvc commit --force`")
 
 
 def test_a_link_that_the_user_made_is_theirs(built: Work, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sdbuild.build import lockfile
 from sdbuild.build.lockfile import LockFile, dump_yaml, load_yaml
@@ -99,3 +100,21 @@ def test_conflict_marks_are_explained(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n<<<<<<< HEAD\n  a: 1\n=======\n  b: 2\n>>>>>>> x\n")
     with pytest.raises(InputError, match=r"dvc\.lock.*conflict marks"):
         LockFile(Project(tmp_path)).stages()
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    """libyaml would end the process of it."""
+    for levels in (80, 120, 50_000):
+        nested = [
+            "[" * levels + "]" * levels,
+            "{a: " * levels + "1" + "}" * levels,
+            "- " * levels + "x",
+            "".join(f"{' ' * level}a:\n" for level in range(min(levels, 1000))),
+            "".join(f"{' ' * level}-\n" for level in range(min(levels, 1000))),
+        ]
+        for text in nested:
+            if levels < lockfile.DEEPEST:
+                assert load_yaml(text)
+            else:
+                with pytest.raises(yaml.YAMLError, match="nested more than 100 levels deep"):
+                    load_yaml(text)
