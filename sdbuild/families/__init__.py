@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sdbuild.errors import DataError, Problem
 from sdbuild.families.description import Description, Part
-from sdbuild.families.layout import Layout, read_config, read_layout
+from sdbuild.families.layout import Layout, read_config, read_layout, understanding
 
 if TYPE_CHECKING:
     from sdbuild.families.contract import Family
@@ -59,7 +59,8 @@ def load(folder: Path, *, clip_skip: int = 1, weights: bool = True) -> Family:
     """
     layout = replace(read_layout(folder), weights=weights)
     module = importlib.import_module(FAMILIES[_described(layout).name])
-    family: Family = module.family(folder, layout, clip_skip=clip_skip)
+    with understanding(folder):
+        family: Family = module.family(folder, layout, clip_skip=clip_skip)
     return family
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError([Problem(file=str(file), message="is not a JSON object; copy the base again")])
     return content
+
+
+@contextmanager
+def understanding(folder: Path) -> Iterator[None]:
+    """Take a base's configuration apart: values of other types than the format's are told as damage.
+
+    Raises:
+        DataError: there is one.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:120]
+        message = f"a component's configuration has a value that is none of its kind ({reason}); copy the base again"
+        raise DataError([Problem(file=str(folder), message=message)]) from error
 
 
 def check(layout: Layout, expected: Mapping[str, str | None]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdbuild import families
 from sdbuild.errors import DataError, Problem
-from sdbuild.families.layout import read_config, read_json
+from sdbuild.families.layout import read_config, read_json, understanding
 
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _SPECIAL = {
@@ -47,7 +47,8 @@ def token_counter(folder: Path) -> TokenCounter:
     classes = families.describe(folder).classes
     encoders = [name for name, kind in classes.items() if kind is not None and kind.startswith("CLIPText")]
     found = [_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in encoders]
-    limits = [int(read_config(folder, name).get("max_position_embeddings", 77)) for name in encoders]
+    with understanding(folder):
+        limits = [int(read_config(folder, name).get("max_position_embeddings", 77)) for name in encoders]
     return TokenCounter(tuple(tokenizer for tokenizer, _ in found), min([*limits, *(limit for _, limit in found)]))
 
 

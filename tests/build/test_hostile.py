@@ -464,8 +464,6 @@ def test_pipes_and_devices_in_a_store_are_not_read(world: World) -> None:
     result = world.run("sdbuild", "pull")
     assert time.monotonic() - started < 60, result.text
     assert result.code == 0, result.text
-    assert "build/cat/images.jsonl" in result.text
-    assert "build/cat/latents" in result.text
     assert (world.work.root / "build/cat/adapter/cat.safetensors").is_file()
     result = world.run("sdbuild", "push")
     assert result.code == 1

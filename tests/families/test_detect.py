@@ -13,6 +13,7 @@ import pytest
 
 from sdbuild.errors import DataError
 from sdbuild.families import FAMILIES, descriptions, detect, load
+from sdbuild.families.tokens import token_counter
 from sdbuild.recipe.base import Base
 
 
@@ -141,3 +142,20 @@ def test_unknown_prediction_types_are_refused(copy: Path) -> None:
     edit(copy / "scheduler/scheduler_config.json", prediction_type="flow")
     with pytest.raises(DataError, match="prediction_type 'flow'; sdbuild knows epsilon"):
         load(copy).noise_schedule()
+
+
+def test_values_of_any_type_in_a_configuration_are_taken_or_told(copy: Path) -> None:
+    refused = 0
+    for file in sorted(copy.rglob("*config.json")):
+        content = file.read_text()
+        for key in json.loads(content):
+            for value in ("x", [None], None, -1):
+                edit(file, **{key: value})
+                for look in (load, token_counter):
+                    try:
+                        look(copy)
+                    except DataError:  # any other error fails the test
+                        refused += 1
+        file.write_text(content)
+    assert refused > 20
+    load(copy)
