@@ -137,7 +137,9 @@ def _check_compatibility(project: Project, recipes: Sequence[Recipe], console: C
         steps: dict[str, Mapping[str, Any]] = {step.kind: step.spec for step in plan(recipe)}
         folder = base_folder(Base.of(recipe.resolved()["base"]), project.root)
         if folder is not None and compatibility.needs_networks(steps):
-            wanted: dict[str, Mapping[str, Any]] = {kind: steps[kind] for kind in ("train", "samples") if kind in steps}
+            wanted: dict[str, Mapping[str, Any]] = {
+                kind: steps[kind] for kind in ("train", "extract", "samples") if kind in steps
+            }
             alike = {kind: {**spec, "name": ""} for kind, spec in wanted.items()}
             asked.setdefault(json.dumps([recipe.group, alike, str(folder)]), (recipe.name, (wanted, folder)))
     problems: dict[str, list[Problem]] = {}

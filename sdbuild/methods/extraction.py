@@ -100,6 +100,15 @@ class Extracted:
         return {f"{name}.safetensors": kohya, DIFFUSERS_FILE: diffusers}
 
 
+def adaptable(network: nn.Module) -> set[str]:
+    """Names of the weights that a LoRA can adapt."""
+    return {
+        f"{path}.weight"
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and path != UNREAD
+    }
+
+
 def extract(
     base: Mapping[Component, nn.Module],
     trained: Mapping[Component, Mapping[str, Tensor]],
@@ -116,11 +125,7 @@ def extract(
     """
     found = Extracted()
     for component, network in base.items():
-        adapted = {
-            f"{path}.weight"
-            for path, module in network.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and path != UNREAD
-        }
+        adapted = adaptable(network)
         for name, own in network.state_dict().items():
             other = trained[component][name]
             if torch.equal(own.to(other.dtype), other):

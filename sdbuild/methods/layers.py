@@ -60,6 +60,11 @@ class Layer(nn.Module):
         return found
 
     @property
+    def in_features(self) -> int:
+        """Of a linear layer; pipelines ask for it."""
+        return int(self.inner.in_features)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the base's weight, also where that is packed: [out, in] or [out, in, height, width]."""
         inner = self.inner

@@ -100,9 +100,13 @@ def draw(
     """
     text = family.text_of(pipeline)
     own = pipeline.scheduler.config
-    alone = make_scheduler(settings.scheduler, own)
+    alone = make_scheduler(settings.scheduler, own, steps=settings.steps)
     adapted = make_scheduler(
-        settings.scheduler, own, prediction=settings.prediction, zero_terminal_snr=settings.zero_terminal_snr
+        settings.scheduler,
+        own,
+        prediction=settings.prediction,
+        zero_terminal_snr=settings.zero_terminal_snr,
+        steps=settings.steps,
     )
     refiner = family.refiner(pipeline) if settings.refine_from < 1 else None
     for sample in wanted:
@@ -121,7 +125,7 @@ def draw(
         split = settings.refine_from
         latents = pipeline(**said, **size, **how, denoising_end=split, output_type="latent").images
         # Schedulers keep the state of a run; the refiner's is as new.
-        refiner.scheduler = make_scheduler(settings.scheduler, own)
+        refiner.scheduler = make_scheduler(settings.scheduler, own, steps=settings.steps)
         said = _said(sample.prompt, settings.negative, family, family.text_of(refiner))
         yield sample, refiner(**said, image=latents, denoising_start=split, **how).images[0]
 

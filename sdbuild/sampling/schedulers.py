@@ -69,7 +69,12 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
 
 
 def make_scheduler(
-    name: str, config: Mapping[str, Any], *, prediction: str | None = None, zero_terminal_snr: bool = False
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    prediction: str | None = None,
+    zero_terminal_snr: bool = False,
+    steps: int = 1,
 ) -> Any:
     """Make a scheduler for a base with the scheduler configuration `config`.
 
@@ -78,6 +83,7 @@ def make_scheduler(
         config: of the base's own scheduler.
         prediction: what an adapter has taught it to predict, as recipes call it; None for what it did before.
         zero_terminal_snr: whether the last timestep was noise alone; then drawing begins there (Lin et al. 2023, 3.3).
+        steps: that it will take.
 
     Raises:
         DataError: there is no such scheduler for what is predicted.
@@ -92,7 +98,11 @@ def make_scheduler(
         learned: dict[str, Any] = {} if prediction is None else {"prediction_type": PREDICTIONS[prediction]}
         if zero_terminal_snr:
             learned |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        return getattr(diffusers, scheduler.cls).from_config(config, **scheduler.settings, **learned)
+        made = getattr(diffusers, scheduler.cls).from_config(config, **scheduler.settings, **learned)
+        if steps >= made.config.num_train_timesteps and made.config.timestep_spacing == "leading":
+            # Every timestep is wanted; counted from below they go past the last one, or all are the first one.
+            made.register_to_config(timestep_spacing="trailing")
+        return made
     assert scheduler.flow is not None
     shift = config["shift"] if "shift" in config else config.get("flow_shift", 1.0)
     if scheduler.flow.startswith(FLOW):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sdbuild.families.contract import Family
+    from sdbuild.steps.prediction import Outline
 
 Steps = Mapping[str, Mapping[str, Any]]
 """Specs of a recipe's steps, by kind."""
@@ -80,6 +81,11 @@ def find_problems(steps: Steps, base: Path, project: Path) -> Iterator[tuple[Pro
         if "denoiser" in untrained(method, made.model.adapter):
             message = "name no module of the denoiser, so nothing of it is trained"
             yield _in_lora(Problem(field="method.targets", message=message), method.kind), False
+        if steps["train"]["method"].get("layers") and "extract" in steps and not _extracts(made):
+            message = (
+                "method.layers names nothing that a LoRA can adapt; remove it, or name linear layers or convolutions"
+            )
+            yield Problem(field="method.extract", message=message), True
     for index, file in _files(steps).items():
         try:
             _try(base, project / file)
@@ -87,6 +93,16 @@ def find_problems(steps: Steps, base: Path, project: Path) -> Iterator[tuple[Pro
             for problem in error.problems:
                 field = f"sample.adapters[{index}].path"
                 yield Problem(field=field, message=f"{file}: {problem.message}"), True
+
+
+def _extracts(made: Outline) -> bool:
+    """Whether any trained weight is of a layer that a LoRA can adapt."""
+    from sdbuild.methods.extraction import adaptable
+
+    denoiser, text = made.model.denoiser, made.model.text
+    networks: dict[Any, nn.Module] = {denoiser.component: denoiser.module, **(text.modules if text else {})}
+    known = {f"{component}.{name}" for component, network in networks.items() for name in adaptable(network)}
+    return any(name in known for name, _ in made.trained)
 
 
 def _in_lora(problem: Problem, kind: str) -> Problem:

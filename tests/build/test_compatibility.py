@@ -70,6 +70,10 @@ def test_before_anything_is_built(
             {"method": {"kind": "hypernetwork"}, "base": {"model": "flow"}},
             "method.kind: hypernetwork needs cross-attention",
         ),
+        "norms": (
+            {"method": {"kind": "partial", "layers": ["norm1"], "extract": {"rank": 4}}},
+            "method.extract: method.layers names nothing that a LoRA can adapt",
+        ),
         "rank": (
             {"method": {"rank": 4096, "alpha": 4096, "orthogonal": "both"}},
             "method.rank: is 4096, but",

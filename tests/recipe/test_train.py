@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,18 @@ def test_tokens_are_words_that_prompts_leave_alone(project: Path) -> None:
     write(project, cat=f"{GOOD}method: {{kind: textual_inversion, tokens: [{{token: '[V]'}}, {{token: <V>}}]}}\n")
     problem = "'[V]' has brackets that prompts read as weights; choose others, such as '<toy>'"
     assert complaints(project) == [f"recipes/cat.yaml:3: method.tokens[0].token: {problem}"]
+
+
+def test_tokens_are_names_of_files(project: Path) -> None:
+    for token, problem in (
+        (f"<{'ト' * 60}>", "has more than 180 bytes, and a file is called by it; shorten it"),
+        ("cafe\\u0301", "'café' holds characters that nobody sees, or parted accents; write 'café'"),
+        ("\\u200b", "holds nothing that can be seen; write a word such as '<toy>'"),
+    ):
+        write(project, cat=f'{GOOD}method: {{kind: textual_inversion, tokens: [{{token: "{token}", start: a}}]}}\n')
+        [told] = complaints(project)
+        assert unicodedata.normalize("NFC", told).startswith("recipes/cat.yaml:3: method.tokens[0].token: ")
+        assert unicodedata.normalize("NFC", told).endswith(problem)
 
 
 def test_prompts_that_say_other_than_captions_are_doubted(project: Path) -> None:

@@ -85,6 +85,26 @@ def test_pictures_are_those_of_diffusers(base: Path, tmp_path: Path) -> None:
     assert not same(with_adapter, plain)
 
 
+def test_every_layer_may_be_adapted_and_drawn_with(base: Path) -> None:
+    """Pipelines ask some layers for their width."""
+    ranked = {"rank": 2, "alpha": 2.0}
+    kinds: list[dict[str, Any]] = [
+        {"kind": "lora", **ranked},
+        {"kind": "lora", **ranked, "dora": True},
+        {"kind": "lora", "rank": 1, "alpha": 1.0, "orthogonal": "both"},
+        {"kind": "loha", **ranked},
+        {"kind": "lokr", **ranked},
+        {"kind": "glora", **ranked},
+        {"kind": "oft", "block": 2},
+        {"kind": "ia3"},
+    ]
+    for method in kinds:
+        family = families.load(base)
+        pipeline = family.pipeline()
+        adapter = inject({family.denoiser: getattr(pipeline, family.denoiser)}, method | {"targets": ["*"]})
+        ours(pipeline, family, strength=1.0, adapter=adapter, steps=1, width=16, height=16)
+
+
 def test_an_earlier_layer_of_the_text_encoders(base: Path) -> None:
     family, usual = families.load(base, clip_skip=2), families.load(base)
     text = family.load_text()

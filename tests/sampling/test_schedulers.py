@@ -45,6 +45,17 @@ def test_a_denoiser_that_knows_the_picture_draws_it(name: str, prediction: str, 
     assert torch.allclose(x, picture, atol=0.08), x
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_as_many_steps_as_there_are_timesteps(name: str) -> None:
+    """Each timestep once, also where a base counts them from below and with an offset, as Stable Diffusion does."""
+    config = {**BASE.config, "timestep_spacing": "leading", "steps_offset": 1, "_use_default_values": []}
+    scheduler = make_scheduler(name, config, steps=1000)
+    scheduler.set_timesteps(1000)
+    assert [round(float(timestep)) for timestep in scheduler.timesteps] == list(range(999, -1, -1))
+    few = make_scheduler(name, config, steps=20)
+    assert few.config.timestep_spacing == "leading"
+
+
 def levels(prediction: str, zero: bool) -> tuple[Tensor, Tensor]:
     if prediction == "flow":
         return 1 - flow_levels(1000), flow_levels(1000)

@@ -12,14 +12,21 @@ from sdbuild.methods.spec import WORDS, MethodSpec, Rated, Side, Usual
 from sdbuild.recipe.spec import Some, Spec, Text, refuse
 from sdbuild.storage.text_cleaning import says, visible
 
+MOST_BYTES = 180
+"""Of a token, so that it can be a file's name."""
+
 
 def _token(word: str) -> str:
+    if not visible(word):
+        raise refuse("holds nothing that can be seen; write a word such as '<toy>'")
     if visible(word) != word:
-        raise refuse(f"{word!r} holds characters that nobody sees; write {visible(word)!r}")
+        raise refuse(f"{word!r} holds characters that nobody sees, or parted accents; write {visible(word)!r}")
     if not re.fullmatch(r"\S+", word) or not re.search(r"[^\W_]", word):
         raise refuse(f"{word!r} must be one word with letters or digits, such as '<toy>'")
     if re.search(r"[()\[\]\\]", word):
         raise refuse(f"{word!r} has brackets that prompts read as weights; choose others, such as '<toy>'")
+    if len(word.encode()) > MOST_BYTES:
+        raise refuse(f"has more than {MOST_BYTES} bytes, and a file is called by it; shorten it")
     if re.search(r"_\d+$", word):
         raise refuse(f"{word!r} ends like the further vectors of another token; leave the number out")
     return word
