@@ -46,10 +46,11 @@ def token_counter(folder: Path) -> TokenCounter:
     """
     classes = families.describe(folder).classes
     encoders = [name for name, kind in classes.items() if kind is not None and kind.startswith("CLIPText")]
-    found = [_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in encoders]
     with understanding(folder):
+        found = [_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in encoders]
         limits = [int(read_config(folder, name).get("max_position_embeddings", 77)) for name in encoders]
-    return TokenCounter(tuple(tokenizer for tokenizer, _ in found), min([*limits, *(limit for _, limit in found)]))
+        most = min([*limits, *(limit for _, limit in found)])
+    return TokenCounter(tuple(tokenizer for tokenizer, _ in found), most)
 
 
 def _tokenizer(folder: Path, component: str) -> tuple[Any, int]:

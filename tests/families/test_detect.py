@@ -149,9 +149,9 @@ def test_values_of_any_type_in_a_configuration_are_taken_or_told(copy: Path) -> 
     for file in sorted(copy.rglob("*config.json")):
         content = file.read_text()
         for key in json.loads(content):
-            for value in ("x", [None], None, -1):
+            for value in ("x", None, -1):
                 edit(file, **{key: value})
-                for look in (load, token_counter):
+                for look in (load, token_counter) if file.parent.name.startswith(("text", "token")) else (load,):
                     try:
                         look(copy)
                     except DataError:  # any other error fails the test
