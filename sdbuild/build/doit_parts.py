@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from doit import cmd_base, control
-from doit.exceptions import InvalidCommand
+from doit import cmd_base, control, runner
+from doit.exceptions import InvalidCommand, TaskFailed
 from doit.task import Task
 
 from sdbuild.errors import of_system
@@ -81,8 +81,12 @@ class QuietTask(Task):  # type: ignore[misc]
             sys.stderr.write(f"{of_system(error)}\n")
 
 
-def name_the_unknown(root: Path, known: Collection[str]) -> None:
-    """Patch doit's error for unknown names so that it suggests the nearest; doit has no hook for this."""
+class Unmet(TaskFailed):  # type: ignore[misc]
+    """A task was not run because one that it needs failed; doit's own class makes that exit code 2, not 1."""
+
+
+def patch_doit(root: Path, known: Collection[str]) -> None:
+    """Patch doit where it has no hook: unknown names bring the nearest, and `Unmet` keeps the exit code."""
 
     class Unknown(InvalidCommand):  # type: ignore[misc]
         def __str__(self) -> str:
@@ -92,6 +96,7 @@ def name_the_unknown(root: Path, known: Collection[str]) -> None:
             return str(super().__str__()) if name is None else unknown(root, name, known)
 
     control.InvalidCommand = cmd_base.InvalidCommand = Unknown
+    runner.UnmetDependency = Unmet
 
 
 def unknown(root: Path, name: str, known: Collection[str]) -> str:

@@ -22,7 +22,7 @@ from doit.reporter import ConsoleReporter
 
 from sdbuild import early  # noqa: F401  before what takes long to load
 from sdbuild.build.bases import in_recipe
-from sdbuild.build.doit_parts import Codec, QuietTask, database, end_quietly, name_the_unknown
+from sdbuild.build.doit_parts import Codec, QuietTask, Unmet, database, end_quietly, patch_doit
 from sdbuild.build.engine import Engine
 from sdbuild.build.oracle import Verdict
 from sdbuild.build.project import Project, check_whole
@@ -150,7 +150,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def add_failure(self, task: Any, fail: Any) -> None:
         """One message for what went wrong; steps that could not start because of it are not repeated."""
-        if _engine is not None and fail.report and not isinstance(fail, _unmet()):
+        if _engine is not None and fail.report and not isinstance(fail, Unmet):
             message = fail.get_msg().strip() if fail.traceback else fail.message
             lines = message.splitlines()
             if new := [line for line in lines if line not in self._told] if isinstance(fail, TaskError) else lines:
@@ -175,12 +175,6 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             _engine.close()
         for message in self.runtime_errors:
             sys.stderr.write(f"{message}\n")
-
-
-def _unmet() -> type[Exception]:
-    from doit.exceptions import UnmetDependency
-
-    return UnmetDependency  # type: ignore[no-any-return]
 
 
 def doit_config(root: Path) -> dict[str, Any]:
@@ -223,7 +217,7 @@ def load_tasks(root: Path) -> Iterator[dict[str, Any] | QuietTask]:
     atexit.register(_engine.close)
     sys.excepthook = _without_traceback
     groups = {*(recipe.group for recipe in recipes), *loaded.unread}
-    name_the_unknown(project.root, {*groups, *(recipe.name for recipe in recipes), *_engine.steps})
+    patch_doit(project.root, {*groups, *(recipe.name for recipe in recipes), *_engine.steps})
     for recipe in recipes:
         steps = [step.name for step in _engine.steps.values() if step.recipe == recipe.name]
         yield {"basename": recipe.name, "name": None, "doc": _doc(recipe), "task_dep": steps}

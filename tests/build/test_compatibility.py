@@ -164,12 +164,12 @@ def test_checkpoints_that_are_none(
     import torch
 
     monkeypatch.chdir(work.root)
-    work.write("text.ckpt", "no checkpoint")
+    work.write("plain.ckpt", "no checkpoint")
     torch.save({"state_dict": {"a.weight": torch.zeros(1)}}, work.root / "other.ckpt")
     torch.save({"state_dict": {}, "path": Path("x")}, work.root / "code.ckpt")
-    for name in ("text", "other", "code"):
+    for name in ("plain", "other", "code"):
         work.recipe(name, base={"model": f"{name}.ckpt", "allow_pickle": True})
-    assert main(["check", "text", "other", "code"]) == 2
+    assert main(["check", "plain", "other", "code"]) == 2
     told = capsys.readouterr().err
     assert told.count("is damaged, or holds more than tensors") == 2
     assert "other.ckpt: has no known layout" in told

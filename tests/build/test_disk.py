@@ -250,7 +250,7 @@ def test_names_that_there_are_not(built: Work) -> None:
         assert words in result.err
         assert "worker" not in result.text
         assert "member" not in result.text
-    assert "build/old is left of a recipe that there is no more" in quick(built, "sdbuild", "gc").out
+    assert "build/old belongs to no recipe any more" in quick(built, "sdbuild", "gc").out
     assert "cat:train is fresh" in quick(built, "sdbuild", "why", "cat").out.splitlines()
     cleaned = quick(built, "doit", "clean").out.splitlines()
     assert "removing build/cat/adapter" in cleaned

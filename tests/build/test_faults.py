@@ -42,13 +42,13 @@ def when_training(work: Work, change: Callable[[subprocess.Popen[str]], object])
 
 def test_a_training_that_breaks_down(built: Work) -> None:
     before = built.adapter()
-    built.recipe(method={"alpha": 1e30}, train={"steps": 60})
+    built.recipe(train={"steps": 60, "learning_rate": 10})
     result = built.doit(code=1)
     what, remedy, kept = [line for line in result.err.splitlines() if line][:3]
     assert "training broke down at step " in what
     assert "of 60: " in what
     assert re.search(r"'sks [^']*' \(datasets/cats/\d+\.png\)", what), "which picture, and where it lies"
-    assert "lower train.learning_rate (0.001 there)" in remedy
+    assert "lower train.learning_rate (" in remedy
     assert kept.startswith(("the state after step ", "no state was saved yet"))
     assert built.adapter() == before
 

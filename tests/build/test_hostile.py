@@ -239,8 +239,8 @@ def all_datasets(world: World) -> None:
 CASES: dict[str, tuple[Plant, str]] = {
     **{f"pictures: {name}": (in_data(content), "datasets/cats.dvc") for name, content in CONTENTS.items()},
     **{f"adapter: {name}": (in_adapter(content), "dvc.lock, cat-train") for name, content in CONTENTS.items()},
-    "an MD5 in a .dvc file": (lambda world: world.data(md5="../../../../canary/file"), "datasets/cats.dvc: its MD5"),
-    "a number in a .dvc file": (lambda world: world.data(md5=7), "datasets/cats.dvc: its MD5"),
+    "an MD5 in a .dvc file": (lambda world: world.data(md5="../../../../canary/file"), "is not an MD5"),
+    "a number in a .dvc file": (lambda world: world.data(md5=7), "is not an MD5"),
     "a path in a .dvc file": (lambda world: world.data(path="../../canary/file"), "datasets/cats.dvc"),
     "an absolute path": (lambda world: world.data(path=str(world.canary)), "datasets/cats.dvc"),
     "a path into git": (lambda world: world.data(path="../.git/hooks"), "datasets/cats.dvc"),

@@ -24,7 +24,7 @@ def test_the_others_are_built_and_nothing_of_it_is_forgotten(built: Work, tmp_pa
     assert set(found.ran) == {f"dog:{kind}" for kind in ("images", "captions", "latents", "text", "train")}
     assert f"recipes/cat.yaml:{line}: method.rank: must be at least 1" in found.err
     assert "recipes/mixed.yaml:" in found.err
-    assert "waits for cat" in found.err
+    assert "needs cat, which has errors" in found.err
     assert "failed: cat, mixed" in found.out
     for name, before in (("dvc.lock", lock), ("dvc.yaml", stages)):
         now = work.read(name).decode()
