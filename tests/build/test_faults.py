@@ -42,7 +42,8 @@ def when_training(work: Work, change: Callable[[subprocess.Popen[str]], object])
 
 def test_a_training_that_breaks_down(built: Work) -> None:
     before = built.adapter()
-    built.recipe(train={"steps": 60, "learning_rate": 10})
+    diverging = {"steps": 60, "learning_rate": 10, "optimizer": "sgd", "clip": None}
+    built.recipe(method={"alpha": 16_384}, train=diverging)
     result = built.doit(code=1)
     what, remedy, kept = [line for line in result.err.splitlines() if line][:3]
     assert "training broke down at step " in what
