@@ -44,7 +44,8 @@ def _clash(other: Recipe, before: dict[str, Recipe]) -> str | None:
             return f"{other.name} makes a whole checkpoint, as {name} does, and a grid is drawn with one; {remedy}"
         if all(_has_lengths(each) for each in (earlier, other)):
             return f"{other.name} is a LoRA with dora, as {name} is, and a grid takes one; leave one out"
-        if same := sorted({*earlier.method.words} & {*other.method.words}):
+        own = {word.lower() for word in earlier.method.words}  # as tokenizers read them
+        if same := sorted(word for word in other.method.words if word.lower() in own):
             return f"{other.name} learns {same[0]!r}, as {name} does, and a prompt cannot mean both; rename one"
     return None
 
