@@ -59,7 +59,7 @@ def test_a_base_that_cannot_be_had_stops_no_other_recipe(built: Work, tmp_path: 
     assert result.out.count("downloading the base") == 1
     absent, variant = result.err.splitlines()
     assert absent.startswith("base org/absent: is not on this machine and the hub cannot be reached")
-    assert variant == ("recipes/third.yaml: base.variant: base has no copies of its weights called fp16; remove it")
+    assert variant == ("recipes/third.yaml:3: base.variant: base has no copies of its weights called fp16; remove it")
 
 
 def test_a_moved_base_builds_nothing(built: Work) -> None:

@@ -119,7 +119,7 @@ def test_mistakes_are_told_before_anything_is_built(two: Work, model: str, messa
     full(two, "sow", matrix={"train.seed": [1, 2]})
     full(two, "hen", base={"model": "build/ant/adapter/ant.safetensors"})
     full(two, "ant", base={"model": model, "config": "base"})
-    told = two.doit(code=2).err
+    told = two.doit("ant", code=2).err
     assert message in told
     assert "recipes/ant.yaml" in told
     assert not (two.root / "build").exists()

@@ -159,7 +159,7 @@ def test_without_git_and_without_commits(work: Work) -> None:
     assert "nothing is committed yet" in work.sdbuild("diff", code=3).err
     shutil.rmtree(work.root / ".git")
     for command in (("log",), ("diff",)):
-        assert "is not under git" in work.sdbuild(*command, code=3).err
+        assert "has no .git that can be used; `sdbuild init .`" in work.sdbuild(*command, code=3).err
 
 
 def test_history_is_light(told: Work) -> None:

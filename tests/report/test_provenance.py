@@ -129,9 +129,9 @@ def test_what_is_not_committed_other_bytes_and_other_projects(told: Work, lost: 
     assert "made by what is built here and not committed: the same bytes" in shown
     assert "git commit" in shown
     assert "no commit of this project made it" in told.sdbuild("why", str(lost)).out
-    shutil.rmtree(told.root / ".git")
-    assert "its commit is not known: " in told.sdbuild("why", str(lost)).out
     assert "is an adapter" in Work(tmp_path).sdbuild("why", "--project", str(told.root), str(lost)).out
+    shutil.rmtree(told.root / ".git")
+    assert "its commit is not known" in told.sdbuild("why", str(lost)).out
     assert "is not in an sdbuild project" in Work(tmp_path).sdbuild("why", "--project", "/", str(lost), code=3).err
 
 
@@ -163,6 +163,6 @@ def test_an_embedded_base_is_known_by_its_content(tmp_path: Path) -> None:
 def test_what_is_no_adapter(tmp_path: Path) -> None:
     work = Work(tmp_path)
     work.write("a.safetensors", b"PK\x03\x04 and so on")
-    assert work.sdbuild("why", "a.safetensors", code=2).err == "a.safetensors: is no safetensors file\n"
+    assert work.sdbuild("why", "a.safetensors", code=2).err.startswith("a.safetensors: is no safetensors file")
     assert "there is no such file" in work.sdbuild("why", "b.safetensors", code=3).err
     assert "is a folder; name a file in it" in work.sdbuild("why", str(tmp_path), code=3).err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,8 @@ def cats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setenv("EDITOR", "false")
     monkeypatch.delenv("VISUAL", raising=False)
     project = Cats(tmp_path, monkeypatch, capsys)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    project.write(".dvc/config", "")
     project.write("dodo.py", "")
     make_pictures(tmp_path / FOLDER, 4, size=64)
     for index, text in enumerate(("a red cat", "a rocket on a pad", "an apple", "a house")):

@@ -87,13 +87,13 @@ def test_a_changed_picture_under_a_hand_written_caption_is_asked_about(build: Ca
         build.warnings.clear()
         build.step()
         assert build.texts["repainted"] == "a a"
-        (warning,) = build.warnings
+        (warning,) = (warning for warning in build.warnings if "hand-written" in warning)
         assert warning.startswith(f"the picture under the hand-written caption of {FOLDER}/a.png changed")
         assert f"sdbuild captions edit cat {FOLDER}/a.png" in warning
     write(build.project / FOLDER / "a.txt", "a new a")
     build.warnings.clear()
     build.step()
-    assert build.warnings == []
+    assert not any("hand-written" in warning for warning in build.warnings)
     write_images(build.project / "images.jsonl", [replace(row, digest=f"new {row.path}") for row in rows])
     build.step()
-    assert "the pictures under 3 hand-written captions" in build.warnings[0]
+    assert any("the pictures under 3 hand-written captions" in warning for warning in build.warnings)
