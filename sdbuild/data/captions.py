@@ -395,4 +395,4 @@ def _warnings(differing: Sequence[str], given: Mapping[str, str], alone: Sequenc
         )
     if alone:
         what = "1 caption file belongs" if len(alone) == 1 else f"{len(alone)} caption files belong"
-        yield f"{what} to no picture, so nothing reads it ({alone[0]}{', …' if len(alone) > 1 else ''})"
+        yield f"{what} to no picture, so nothing reads {'it' if len(alone) == 1 else 'them'} ({alone[0]}{', …' if len(alone) > 1 else ''})"
