@@ -394,5 +394,6 @@ def _warnings(differing: Sequence[str], given: Mapping[str, str], alone: Sequenc
             "write captions, or set caption: {from: template, text: …}"
         )
     if alone:
-        what = "1 caption file belongs" if len(alone) == 1 else f"{len(alone)} caption files belong"
-        yield f"{what} to no picture, so nothing reads {'it' if len(alone) == 1 else 'them'} ({alone[0]}{', …' if len(alone) > 1 else ''})"
+        many = len(alone) > 1
+        what = f"{len(alone)} caption files belong" if many else "1 caption file belongs"
+        yield f"{what} to no picture, so nothing reads {'them' if many else 'it'} ({alone[0]}{', …' if many else ''})"
