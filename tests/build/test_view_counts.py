@@ -107,4 +107,4 @@ def test_check_tells_what_clip_skip_is_on_sdxl(
         write(work.root, [{"path": "datasets/cats"}], base=base, images=images, train={"steps": 20})
         assert cli.main(["check"]) == 0
         text = "".join(capsys.readouterr())
-        assert ("warning: cat: base.clip_skip 2 is the layer before" in text) is told, text
+        assert ("warning: cat: base.clip_skip 2 takes the layer before" in text) is told, text
