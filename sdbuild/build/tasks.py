@@ -190,6 +190,7 @@ def doit_config(root: Path) -> dict[str, Any]:
         "dep_file": database(root),
         "backend": "json",
         "codec_cls": Codec,
+        "forget_disable_default": True,  # doit has no default tasks to name here
     }
 
 

@@ -129,6 +129,7 @@ def test_duplicates_share_a_caption(tmp_path: Path) -> None:
     assert texts(captions) == {"a.png": "b"}
     assert captions.warnings == (
         f"1 picture occurs more than once with different captions; the first path's is used ({FOLDER}/a.png)",
+        f"2 caption files belong to no picture, so nothing reads them ({FOLDER}/b.txt, …)",
     )
 
 

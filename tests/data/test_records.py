@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from sdbuild.data.records import (
     read_skipped,
     write_captions,
     write_images,
+    write_lines,
 )
 from sdbuild.errors import DataError
 
@@ -87,8 +89,13 @@ def test_equal_rows_are_equal_bytes(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_captions(tmp_path / "captions.jsonl", [caption("a")])
     before = (tmp_path / "captions.jsonl").read_bytes()
-    with pytest.raises(UnicodeEncodeError, match="surrogates"):
-        write_captions(tmp_path / "captions.jsonl", [caption("a", text="\ud800")])
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        yield {"text": "b"}
+        raise RuntimeError("no more rows")
+
+    with pytest.raises(RuntimeError, match="no more rows"):
+        write_lines(tmp_path / "captions.jsonl", rows())
     assert (tmp_path / "captions.jsonl").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
 

@@ -162,8 +162,8 @@ def test_bases_that_are_not_what_the_recipe_says(work: Work) -> None:
     work.recipe(base={"model": "base", "family": "sd3", "t5": False})
     result = work.doit(code=2)
     assert result.err.splitlines() == [
-        "recipes/cat.yaml: base.family: is sd3, but the base is Stable Diffusion 1 (sd1); mend or remove it",
-        "recipes/cat.yaml: base.t5: Stable Diffusion 1 has no T5; remove it",
+        "recipes/cat.yaml:3: base.family: is sd3, but the base is Stable Diffusion 1 (sd1); mend or remove it",
+        "recipes/cat.yaml:4: base.t5: Stable Diffusion 1 has no T5; remove it",
     ]
     assert work.sdbuild("check", code=2).err.splitlines() == result.err.splitlines()
     work.write("lora.safetensors", b"\x02\0\0\0\0\0\0\0{}")
@@ -177,7 +177,7 @@ def test_bases_that_are_not_what_the_recipe_says(work: Work) -> None:
     assert "is a Stable Diffusion 1 of a size of its own" in work.sdbuild("check", code=2).err
     copy_configurations(work.root / "base", work.root / "config")
     work.recipe(base={"model": "one.safetensors", "config": "config", "family": "sd2"})
-    said = "recipes/cat.yaml: base.family: is sd2, but the base is Stable Diffusion 1 (sd1); mend or remove it\n"
+    said = "recipes/cat.yaml:4: base.family: is sd2, but the base is Stable Diffusion 1 (sd1); mend or remove it\n"
     assert work.sdbuild("check", code=2).err == said
     make_pipeline(work.root / "flow", family="sd3")
     work.recipe(base={"model": "flow"}, images={"resolution": 40})
