@@ -273,21 +273,29 @@ class _Server:
 
     def _answer(self) -> None:
         channel, _ = self._listener.accept()
-        length, files, _, _ = socket.recv_fds(channel, 8, 3)
-        content = b""
-        while len(content) < int.from_bytes(length, "big"):
-            content += channel.recv(1 << 20)
+        files: list[int] = []
+        try:
+            length, files, _, _ = socket.recv_fds(channel, 8, 3)
+            content = channel.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
+            request = json.loads(content)
+            pid = self._fork(channel, request, files)
+            self._running[pid] = channel
+            channel.sendall(f"{pid}\n".encode())
+        except (OSError, ValueError):  # whoever asked was killed meanwhile
+            if channel not in self._running.values():
+                channel.close()
+        for file in files:
+            os.close(file)
+
+    def _fork(self, channel: socket.socket, request: Mapping[str, Any], files: Sequence[int]) -> int:
         pid = os.fork()
         if pid == 0:
             self._listener.close()
             channel.close()
             for other in self._running.values():
                 other.close()
-            _become(json.loads(content), files)
-        for file in files:
-            os.close(file)
-        self._running[pid] = channel
-        channel.sendall(f"{pid}\n".encode())
+            _become(request, files)
+        return pid
 
     def _reap(self) -> None:
         with contextlib.suppress(BlockingIOError):

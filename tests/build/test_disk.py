@@ -342,7 +342,7 @@ def test_what_stands_where_something_else_should(built: Work) -> None:
     shutil.rmtree(built.root / ".sdbuild")
     built.write(".sdbuild", "a file")
     assert "is right" in built.sdbuild("check").out, "who only looks needs no place for notes"
-    told = built.doit(code=2).err
+    told = built.doit(code=1).err
     assert told.endswith(".sdbuild: File exists; a folder is needed there: move the file away\n")
     (built.root / ".sdbuild").unlink()
 

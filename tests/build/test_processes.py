@@ -99,7 +99,8 @@ def test_killed_stopped_and_gone_on_with(built: Work, tmp_path: Path) -> None:
 
 
 def test_a_training_that_breaks_down_says_so_once(built: Work) -> None:
-    built.recipe(method={"alpha": 1e30}, train={"steps": 60, "processes": 2})
+    diverging = {"steps": 60, "learning_rate": 10, "optimizer": "sgd", "clip": None}
+    built.recipe(method={"alpha": 16_384}, train={**diverging, "processes": 2})
     result = built.doit(code=1)
     assert result.err.count("training broke down at step ") == 1
     assert "sks" in result.err

@@ -144,7 +144,7 @@ def test_ranks_act_by_timestep_in_training_and_in_grids(family: Family, tmp_path
     drawn = Drawn(bench, saved(bench, tmp_path))
     expected = ranks_at(TIMESTEPS, 8, 0.25, 1.0).tolist()
     assert expected == [7, 3]
-    for each, network, name in ((bench, bench.modules["unet"], "default"), (drawn, drawn.pipeline.unet, "tiny")):
+    for each, network, name in ((bench, bench.modules["unet"], "default"), (drawn, drawn.pipeline.unet, "adapter_0")):
         (out,) = spy(each, network.get_submodule(path), name)
         assert [int((picture != 0).any(dim=0).sum()) for picture in out] == expected
         (out,) = spy(each, network.get_submodule("mid_block.resnets.0.conv1"), name)
@@ -285,7 +285,7 @@ def test_lengths_are_those_of_inputs_unless_an_earlier_release_or_the_recipe_say
                 "base": {"model": "emoji-64"},
                 "datasets": [{"path": "d"}],
                 "method": method,
-                "train": {"steps": 1},
+                "train": {"steps": 2},
             }
         )
         warned[:] = [warning for warning in recipe.warnings() if "dora" in warning]
