@@ -105,7 +105,7 @@ def test_a_few(random_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.campaign
 def test_three_hundred(random_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(random_project)
-    names, said = accepted(random_project, range(560))
+    names, said = accepted(random_project, range(900))
     assert len(names) >= 300, said
     surprises = surprises_of(random_project, names[:300], 2)
     assert not surprises, told(random_project, surprises)
