@@ -17,7 +17,7 @@ from sdbuild.build.caption_checks import CaptionChecks
 from sdbuild.build.dataset_versions import Versions
 from sdbuild.build.project import Project
 from sdbuild.build.statcache import StatCache
-from sdbuild.build.view_counts import seen_too_often
+from sdbuild.build.view_counts import seen_too_often, weights_far_apart
 from sdbuild.captioners import api_keys
 from sdbuild.console import Console
 from sdbuild.data.buckets import Size
@@ -170,6 +170,7 @@ def _check_variants(
         warnings += recipe.warnings()
         warnings += base_warnings(recipe, Base.of(recipe.resolved()["base"]), project.root)
         warnings += seen_too_often(recipe, checked[read].trained)
+        words += in_recipe(recipe.name, weights_far_apart(recipe, checked[read].trained), project.root)
         if (captions := checked[read].captions) is not None:
             warnings += look.warnings(recipe, captions)
             words += look.problems(recipe, captions)

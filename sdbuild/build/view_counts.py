@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from sdbuild.data.records import ImageRecord
+from sdbuild.data.shares import rates_of
+from sdbuild.errors import DataError, Problem
 from sdbuild.recipe.models import Recipe
 
 
@@ -29,6 +31,18 @@ def views_of(recipe: Recipe, trained: Iterable[ImageRecord]) -> dict[int, float]
     whole = sum(parts.values())
     seen = recipe.train.steps * recipe.train.batch * recipe.train.accumulate
     return {index: seen * parts[index] / whole / pictures[index] for index in parts if pictures[index] and whole}
+
+
+def weights_far_apart(recipe: Recipe, trained: Iterable[ImageRecord]) -> list[Problem]:
+    """Problems with weights of datasets that no training could follow."""
+    sizes = Counter(record.dataset for record in trained)
+    weights = {index: dataset.weight for index, dataset in enumerate(recipe.datasets) if dataset.weight is not None}
+    try:
+        if sizes and sizes.keys() <= weights.keys():
+            rates_of(sizes, weights)
+    except DataError as error:
+        return list(error.problems)
+    return []
 
 
 def seen_too_often(recipe: Recipe, trained: Iterable[ImageRecord]) -> Iterator[str]:

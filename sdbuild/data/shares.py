@@ -16,6 +16,34 @@ from fractions import Fraction
 from math import ceil, floor
 
 from sdbuild.data.sampler import derive, epoch_of
+from sdbuild.errors import DataError, Problem
+
+LONGEST_PASS = 10_000_000
+"""Records of a pass; the order of more does not fit into the memory of small machines."""
+
+
+def rates_of(sizes: Mapping[int, int], weights: Mapping[int, float]) -> dict[int, Fraction]:
+    """How often a pass sees each record, on average, by dataset; at least once.
+
+    Args:
+        sizes: number of records of each dataset.
+        weights: of the datasets, above 0.
+
+    Raises:
+        DataError: weights lie so far apart that a pass would be longer than `LONGEST_PASS`.
+    """
+    # Decimal notation gives the fraction that was written: 0.1 is one tenth.
+    shares = {dataset: Fraction(repr(float(weights[dataset]))) / size for dataset, size in sizes.items()}
+    rarest = min(shares, key=lambda dataset: shares[dataset])
+    rates = {dataset: share / shares[rarest] for dataset, share in shares.items()}
+    length = sum(rates[dataset] * size for dataset, size in sizes.items())
+    if length > max(LONGEST_PASS, sum(sizes.values())):
+        message = (
+            f"{weights[rarest]:g} is so little beside the other weights that a pass over all pictures would be "
+            f"{float(length):,.0f} pictures long; raise it, or lower the others"
+        )
+        raise DataError([Problem(field=f"datasets[{rarest}].weight", message=message)])
+    return rates
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,12 +97,10 @@ class WeightedSampler:
         members: dict[int, list[int]] = {}
         for index in drawn:
             members.setdefault(datasets[index], []).append(index)
-        # Decimal notation gives the fraction that was written: 0.1 is one tenth.
-        shares = {dataset: Fraction(repr(weights[dataset])) / len(found) for dataset, found in members.items()}
-        smallest = min(shares.values())
+        rates = rates_of({dataset: len(found) for dataset, found in members.items()}, weights)
         self._datasets: list[_Dataset] = []
         for dataset in sorted(members):
-            found = _Dataset(rate=shares[dataset] / smallest)
+            found = _Dataset(rate=rates[dataset])
             for rank, index in enumerate(members[dataset]):
                 found.ranks[index] = rank
                 found.by_bucket.setdefault(buckets[index], []).append(rank)

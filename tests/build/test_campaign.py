@@ -107,4 +107,4 @@ def test_killed_builds_go_on_to_the_same_bytes(name: str, empty: Work, tmp_path:
     assert sum(hits.values()) == kills
     kinds = {"images", "captions", "latents", "train", "samples"} | ({"text"} if name != "text-side" else set())
     struck = {word for phase in hits for word in phase.split(" ")}
-    assert kinds | {"save", "lock", "restore", "under"} <= struck
+    assert kinds | {"save", "restore", "under"} <= struck  # writing the lock takes a millisecond, which chance may miss

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.conftest import Work
+from tests.tiny import make_pictures
 
 ONE = {"train": {"steps": 1}, "sample": None}
 
@@ -88,3 +90,15 @@ def test_a_plan_without_pictures_or_captions_says_so(empty: Work) -> None:
     assert told.err.count("no caption") == 3
     assert "and 6 more; `sdbuild check cat`" in told.err
     assert "cannot run" in told.out
+
+
+def test_weights_far_apart_are_told_before_anything_is_built(work: Work) -> None:
+    make_pictures(work.root / "datasets" / "dogs", 4, size=32, seed=7)
+    work.recipe(
+        datasets=[
+            {"path": "datasets/cats", "trigger": "sks", "weight": 0.04},
+            {"path": "datasets/dogs", "trigger": "sks", "weight": 1_000_000},
+        ]
+    )
+    told = work.sdbuild("check", code=2).err
+    assert re.search(r"recipes/cat\.yaml:\d+: datasets\[0\]\.weight: 0\.04 is so little", told), told

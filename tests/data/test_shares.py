@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sdbuild.data.shares import WeightedSampler
+from sdbuild.data.shares import WeightedSampler, rates_of
+from sdbuild.errors import DataError
 
 CASES: list[dict[str, Any]] = [
     {"records": (7, 53), "weights": {0: 3, 1: 1}},
@@ -116,3 +117,11 @@ def test_the_order_is_the_one_of_this_version() -> None:
 
 
 GOLDEN = [[3, 0, 6, 3], [2, 5, 11, 5], [0, 6, 0, 3]]
+
+
+def test_weights_that_no_pass_can_follow_are_refused() -> None:
+    assert rates_of({0: 10, 1: 10}, {0: 1.0, 1: 1000.0}) == {0: 1, 1: 1000}
+    with pytest.raises(DataError, match=r"datasets\[0\]\.weight: 0\.04 is so little .* pictures long; raise it"):
+        rates_of({0: 2, 1: 8}, {0: 0.04, 1: 1e6})
+    many = 20_000_000
+    assert rates_of({0: many, 1: many}, {0: 1.0, 1: 1.0}) == {0: 1, 1: 1}, "many pictures are no fault of weights"
